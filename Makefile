@@ -1,0 +1,39 @@
+# Needs Python 3.11 or newer with pip, and make. Nothing else is installed outside .venv.
+#   PYTHON=python3.12   the Python to make .venv with
+#   ARGS="--help"       more arguments for run and bench
+
+PYTHON ?=
+ARGS ?=
+PY = .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format bench clean
+
+help: ## Show this
+	@echo "MeshAG. make <target>:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Make .venv with everything in it; done already: at once
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh
+
+run: setup ## Start the whole mesh on this machine and open a page to talk to it
+	@exec $(PY) -P -m meshag run $(ARGS)
+
+test: setup ## Fetch the local models, lint, run all tests
+	@$(PY) -P -m meshag models pull
+	@sh scripts/lint.sh
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## Check style, format, types and the direction of imports
+	@sh scripts/lint.sh
+
+format: setup ## Bring the code into its format
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+
+bench: setup ## Measure latency, density and takeover
+	@exec $(PY) -m bench $(ARGS)
+
+clean: ## Remove .venv and everything built; models stay in their cache
+	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

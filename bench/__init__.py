@@ -1,0 +1,1 @@
+"""Benchmarks: each prints one JSON object. `make bench`, or `python -m bench NAME --help`."""

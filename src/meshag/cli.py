@@ -1,0 +1,124 @@
+"""The `meshag` command. Each subcommand is a file in `commands/`, imported when it is asked for.
+
+Exit status: 0 done; 1 it could not be done, and why was said; 2 it was asked for wrongly; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+from typing import Any, NoReturn
+
+from meshag import __version__
+
+COMMANDS = {
+    "run": "start the mesh and play a demonstration: what `make run` does",
+    "up": "start the mesh on this machine: both servers and every service",
+    "serve": "run one service: stt, llm, tts or transport",
+    "demo": "talk to a running mesh with recorded speech",
+    "doctor": "what is installed, reachable and configured, and what to do about the rest",
+    "session": "create, list, show, end sessions of a running mesh",
+    "config": "check a session configuration file",
+    "models": "list and fetch the local models",
+}
+"""Subcommand to what it does. Its module is `meshag.commands.<name>` with `add_arguments` and `run`."""
+
+EXAMPLES = """\
+examples:
+  meshag run                               start everything and hear it answer
+  meshag up --port-base 9081               start everything, on other ports, and leave it running
+  meshag doctor                            when something does not work
+  meshag COMMAND --help                    more about one of them
+"""
+
+INTERRUPTED = 130
+TERMINATED = 143
+BROKEN_PIPE = 141
+
+
+class Parser(argparse.ArgumentParser):
+    """Keeps the lines of an example apart, and says what is wrong in one line."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(*args, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        self.exit(2, f"{self.prog}: {message}\n  fix: see {self.prog} --help\n")
+
+
+def parser(command: str | None = None) -> Parser:
+    """The parser; with `command`, that subcommand's arguments in full."""
+    made = Parser(prog="meshag", description="A distributed orchestrator for AI agents that talk.", epilog=EXAMPLES)
+    made.add_argument("--version", action="version", version=f"meshag {__version__}")
+    subparsers = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, what in COMMANDS.items():
+        sub = subparsers.add_parser(name, help=what, description=what)
+        if name == command:
+            import_module(f"meshag.commands.{name}").add_arguments(sub)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to end
+    with _ending_in_order():
+        try:
+            status = _run(words)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            status = INTERRUPTED
+        except BrokenPipeError:  # `meshag models list | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = BROKEN_PIPE
+    sys.exit(status)
+
+
+def _run(words: list[str]) -> int:
+    command = next((word for word in words if not word.startswith("-")), None)
+    args = parser(command if command in COMMANDS else None).parse_args(words)
+    from pydantic import ValidationError
+
+    from meshag.errors import ConfigError, MeshError
+
+    try:
+        run: Callable[[argparse.Namespace], int] = import_module(f"meshag.commands.{args.command}").run
+        return run(args)
+    except ValidationError as error:
+        for item in error.errors():
+            where = ".".join(str(part) for part in item["loc"]).upper()
+            name = where if where in ("NATS_URL", "VALKEY_URL") else f"MESHAG_{where}"
+            print(f"meshag: the setting {name}: {item['msg']}\n  fix: set it so, or unset it", file=sys.stderr)
+        return 2
+    except MeshError as error:
+        fix = f"\n  fix: {error.fix}" if isinstance(error, ConfigError) and error.fix else ""
+        print(f"meshag: {error}{fix}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """SIGTERM and a closed terminal unwind the stack, so that what was started is stopped."""
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    former = {}
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup's choice stays
+            former[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

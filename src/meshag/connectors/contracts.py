@@ -1,0 +1,281 @@
+"""What a provider must do to serve a stage.
+
+A connector streams; it knows nothing of NATS, sessions or fallbacks. One instance serves all sessions of a worker, so
+it keeps what is shared (a loaded model, an HTTP session) and what it returns keeps what belongs to one session.
+
+Errors: a connector raises `ConnectorError` or one of its kinds (or `ModelError` for local models), nothing else.
+Cancellation: every await may be cancelled; the connector then stops the work and closes what that call opened.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Options(BaseModel):
+    """A provider's part of a session's configuration (`connectors.<stage>.config.<provider>`).
+
+    Unknown fields are refused when the session is created. Keys and secrets never stand here: they come from the
+    environment.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a connector can work in this process, and if not, what to do about it."""
+
+    available: bool
+    detail: str
+    """Available: what will answer (`Qwen2.5-0.5B, 478 MB`). Otherwise what is missing and the command that mends it."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long one call to a provider may take before the next provider is asked, ms."""
+
+    connect_ms: int = 3_000
+    """To be ready to be fed."""
+
+    first_ms: int = 3_000
+    """From the request (for stt: from `finish`) to the first item."""
+
+    between_ms: int = 3_000
+    """From one item to the next."""
+
+    total_ms: int = 60_000
+    """From the request to the end."""
+
+
+PATIENT = Deadlines(connect_ms=30_000, first_ms=20_000, between_ms=10_000, total_ms=120_000)
+"""For models on this machine: slow when it is busy, and nobody else would be quicker."""
+
+
+class Connector:
+    """What the connectors of every stage have in common. Made without arguments, and making one is cheap."""
+
+    name: ClassVar[str]
+    """The provider's name in a session's configuration."""
+
+    deadlines: ClassVar[Deadlines] = Deadlines()
+    """How long its calls may take."""
+
+    options: ClassVar[type[Options]]
+    """The model that checks its part of the configuration."""
+
+    def availability(self) -> Availability:
+        """Whether it can work here: keys, files and packages are there. Opens no connection, loads no model."""
+        return Availability(True, "")
+
+    def accept(self, options: Options) -> None:
+        """Called when a session is created. Raises ConfigError when what these options ask for is not offered here."""
+
+    async def warm(self) -> None:
+        """Load what is shared. Called once before the worker takes sessions; later calls return at once."""
+
+    async def aclose(self) -> None:
+        """Let go of everything. Idempotent."""
+
+
+# -- speech to text ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a recogniser made of the utterance so far."""
+
+    text: str
+    """All of the utterance so far, not a difference. May be empty."""
+
+    final: bool
+    """True answers `finish()`: the utterance is complete and the next `feed` begins another."""
+
+    ended: bool = False
+    """The provider itself decided that the caller has finished (only where `SttStream.endpointing`)."""
+
+
+class SttStream(ABC):
+    """One session's recognition, utterance after utterance."""
+
+    endpointing: bool = False
+    """True: the provider finds the ends of turns itself, is fed silence too, and says `Heard(ended=True)`."""
+
+    @abstractmethod
+    def feed(self, pcm: bytes) -> None:
+        """Give it PCM16 mono 16 kHz, any length. Never blocks and never waits: it queues."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """The utterance is over: exactly one `Heard(final=True)` follows for what was fed since the last one."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget what was fed since the last final: it was no speech. No `Heard` follows for it."""
+
+    @abstractmethod
+    def heard(self) -> AsyncIterator[Heard]:
+        """What is recognised, in order, until `aclose`. Iterated once. Raises ConnectorError when the stream broke."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """End the stream. Idempotent."""
+
+
+class SttConnector(Connector, ABC):
+    """Speech to text."""
+
+    @abstractmethod
+    async def open(self, options: Options) -> SttStream:
+        """A stream for one session, ready to be fed."""
+
+
+# -- language model ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of the conversation so far."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LlmRequest:
+    """Everything a model is told."""
+
+    system: str
+    """The system prompt."""
+
+    messages: Sequence[Message]
+    """The conversation, oldest first; the last is the user's."""
+
+    options: Options
+    """The provider's options."""
+
+    said: str = ""
+    """The beginning of the answer, already spoken: the model goes on right after it and does not repeat it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """The next piece of the answer, as the model streams it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyDone:
+    """The last event of a reply."""
+
+    reason: Literal["stop", "length"]
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+LlmEvent = TextDelta | ReplyDone
+
+
+class LlmConnector(Connector, ABC):
+    """Language model."""
+
+    @abstractmethod
+    def reply(self, request: LlmRequest) -> AsyncIterator[LlmEvent]:
+        """The answer as it is generated: deltas, then one ReplyDone. Closing the iterator stops the generation."""
+
+    def model(self, options: Options) -> str:
+        """The name of the model that answers with these options, for people."""
+        return str(getattr(options, "model", None) or self.name)
+
+
+# -- text to speech ---------------------------------------------------------------------------------------------------
+
+
+class TtsVoice(ABC):
+    """One session's voice."""
+
+    rate_hz: int
+    """Sample rate of what it speaks."""
+
+    @abstractmethod
+    def speak(self, text: str) -> AsyncIterator[bytes]:
+        """PCM16 mono of `text`, piece by piece as it is made. Closing the iterator stops the work.
+
+        The same text should give the same audio, so that a takeover can go on in mid-sentence.
+        """
+
+    async def aclose(self) -> None:  # noqa: B027 - most voices hold nothing
+        """Let go of the session's resources. Idempotent."""
+
+
+class TtsConnector(Connector, ABC):
+    """Text to speech."""
+
+    @abstractmethod
+    async def open(self, options: Options) -> TtsVoice:
+        """A voice for one session, ready to speak."""
+
+
+# -- the caller -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """How the caller joins a session."""
+
+    room_url: str
+    """The address to open: a WebSocket URL, a Daily room, …"""
+
+    token: str
+    """What to show there."""
+
+    details: dict[str, str] = field(default_factory=dict)
+    """Whatever else the transport has to say about the room."""
+
+
+class TransportConnector(Connector, ABC):
+    """How callers reach a session."""
+
+    @abstractmethod
+    async def invite(self, session: str, base_url: str, token: str) -> Invitation:
+        """Make the place where the caller joins `session`. `base_url`: the transport service as callers see it."""
+
+
+class Caller(ABC):
+    """The open connection to a caller. Sending never blocks and never waits: a slow caller is bounded, not buffered."""
+
+    rate_hz: int
+    """Sample rate at which the caller listens."""
+
+    @abstractmethod
+    def send_audio(self, pcm: bytes) -> None:
+        """PCM16 mono at `rate_hz`, at the pace at which it is to be heard."""
+
+    @abstractmethod
+    def send_event(self, event: dict[str, Any]) -> None:
+        """A JSON message: what happens in the session."""
+
+    @abstractmethod
+    def drop_audio(self) -> None:
+        """Forget audio that has not left yet: the agent was interrupted."""
+
+    @abstractmethod
+    async def close(self, code: int, reason: str) -> None:
+        """End the connection. `code` is a WebSocket close code. Idempotent."""
+
+
+class Conversation(Protocol):
+    """What a connection tells the session."""
+
+    async def hear(self, pcm: bytes) -> None:
+        """Caller audio: PCM16 mono 16 kHz, any whole number of samples."""
+
+    async def read(self, text: str) -> None:
+        """What the caller typed. Raises ConfigError when this pipeline takes no text."""
+
+    def interrupt(self) -> None:
+        """The caller asks for silence."""

@@ -1,0 +1,82 @@
+"""Settings of a process, read from the environment once at its start."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+STAGE_PORT_OFFSET = {"stt": 0, "llm": 1, "tts": 2, "transport": 3}
+"""A stage's first service listens on `port_base` plus this: 8081, 8082, 8083, 8084."""
+
+
+def default_cache_dir() -> Path:
+    """Where model files are kept: `$XDG_CACHE_HOME/meshag`, else `~/.cache/meshag`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meshag"
+
+
+class Settings(BaseSettings):
+    """Every setting is an environment variable: `MESHAG_` and the field's name, or the alias shown."""
+
+    model_config = SettingsConfigDict(env_prefix="MESHAG_", extra="ignore", populate_by_name=True)
+
+    nats_url: str = Field(
+        "nats://127.0.0.1:4222", validation_alias=AliasChoices("NATS_URL", "MESHAG_NATS_URL", "nats_url")
+    )
+    """NATS servers, comma separated."""
+
+    valkey_url: str = Field(
+        "valkey://127.0.0.1:6379/0", validation_alias=AliasChoices("VALKEY_URL", "MESHAG_VALKEY_URL", "valkey_url")
+    )
+    """The Valkey server that holds sessions."""
+
+    host: str = "127.0.0.1"
+    """Address the services listen on."""
+
+    public_url: str = ""
+    """What callers reach the transport at (`wss://voice.example.com`); empty: `ws://<host>:<port>` of the service."""
+
+    port_base: int = Field(8081, ge=1, le=65000)
+    """Port of the first stt service; llm, tts and transport follow it."""
+
+    session_ttl_s: int = Field(3600, ge=10, le=7 * 86400)
+    """How long a session outlives its last sign of life, seconds."""
+
+    token_ttl_s: int = Field(300, ge=5, le=86400)
+    """How long a caller may take to connect with the token that creating a session returned, seconds."""
+
+    token_secret: str = ""
+    """Signs callers' tokens. Empty: one is made and shared through Valkey."""
+
+    capacity: int = Field(100, ge=1, le=100_000)
+    """Sessions that one worker takes."""
+
+    heartbeat_ms: int = Field(150, ge=20, le=10_000)
+    """How often a worker says that it lives, ms. Silence of four beats counts as death."""
+
+    drain_ms: int = Field(8000, ge=0, le=3_600_000)
+    """After SIGTERM a session that finds no quiet moment is handed over in mid-turn after this long, ms."""
+
+    allow_volatile_valkey: bool = False
+    """Accept a Valkey that evicts keys or keeps no append-only file. Live sessions can then vanish."""
+
+    cache_dir: Path = Field(default_factory=default_cache_dir)
+    """Where model files are kept."""
+
+    local_models: str = ""
+    """Local models in place of the default ones, comma separated: names of the catalogue, paths of a .gguf file or of a
+    recogniser's directory. The first of a kind answers unless a session names another of them."""
+
+    connectors: str = ""
+    """Connectors to load besides the installed ones: `stt:name=module:Class`, comma separated."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe level that is logged."""
+
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """`auto`: console on a terminal, else JSON."""
+
+    def port(self, stage: str, index: int = 0) -> int:
+        """The port of a stage's service number `index` on this machine: 8081, 8091, 8101, …"""
+        return self.port_base + STAGE_PORT_OFFSET[stage] + 10 * index

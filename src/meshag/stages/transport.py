@@ -1,0 +1,470 @@
+"""Transport: the caller's audio in, the agent's audio out, and an eye on the session's other stages.
+
+hear        caller audio → AudioIn
+read        typed text → TextIn
+on_frame    Speech → playout · everything else → events for the caller
+play_out    every 20 ms: the next frame leaves; PlayStarted and Played tell the others
+on_signal   Interrupt: silence at once · Handover, a death: find the stage another owner
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import structlog
+
+from meshag import clock, subjects
+from meshag.audio import Framer
+from meshag.bus.outlet import Outlet
+from meshag.connectors.contracts import Caller
+from meshag.errors import ConfigError, MeshError, OverloadError
+from meshag.frames import (
+    AnyFrame,
+    AudioIn,
+    Handover,
+    Interrupt,
+    OwnerChanged,
+    Played,
+    PlayStarted,
+    ReplyChunk,
+    ReplyEnded,
+    ReplyStarted,
+    Speech,
+    SpeechEnded,
+    StageFailed,
+    TextIn,
+    Transcript,
+    TurnEnded,
+    VoiceStarted,
+)
+from meshag.ids import SessionId, WorkerId
+from meshag.observe import metrics
+from meshag.sessions.claims import ensure_owner, find_owner
+from meshag.sessions.config import hears, stages_of
+from meshag.sessions.store import Lease, SessionRecord
+from meshag.stages.owned import Owned
+from meshag.stages.playout import STEP_MS, Playout
+from meshag.stages.worker import Worker
+from meshag.subjects import Stage
+
+log = structlog.get_logger("meshag.transport")
+
+AHEAD = 1
+"""Steps given to the caller before they are due: what a late tick may cost without being heard."""
+
+RETRY_S = 0.1
+"""Between two attempts to find an owner for a stage that has none."""
+
+TOLD_AFTER_S = 2.0
+"""The caller is told when a stage has had no owner for this long."""
+
+
+_SPEAKERS: dict[type[AnyFrame], Stage] = {
+    VoiceStarted: "stt",
+    Transcript: "stt",
+    TurnEnded: "stt",
+    ReplyStarted: "llm",
+    ReplyChunk: "llm",
+    ReplyEnded: "llm",
+}
+"""Whose words a frame holds."""
+
+
+class Call(Owned):
+    """One caller, connected to a session."""
+
+    stage = "transport"
+
+    def __init__(
+        self, worker: Worker, record: SessionRecord, lease: Lease, caller: Caller, tick: Callable[[], None]
+    ) -> None:
+        """`tick`: called when there is something to play: `play_out` is wanted from now on."""
+        super().__init__(worker, record, lease)
+        self.worker = worker
+        self._tick = tick
+        self.caller = caller
+        self.owners: dict[Stage, Lease] = {}
+        self._text_outlet = Outlet(
+            worker.bus, subjects.text_input(self.session), lease.epoch, worker, worker.acknowledged
+        )
+        self._audio_outlet = Outlet(worker.bus, subjects.audio_input(self.session), lease.epoch, worker, None)
+        self._framer = Framer()
+        self._playout = Playout(caller.rate_hz)
+        self._play_from_ns = 0
+        self._steps_out = 0
+        self._turn = 0
+        self._answering = 0
+        self._ends_ns: dict[int, int] = {}
+        self._replacing: set[Stage] = set()
+
+    # -- as an owner --------------------------------------------------------------------------------------------------
+
+    @property
+    def quiet(self) -> bool:
+        return not self._playout.playing
+
+    def extra_subjects(self) -> dict[str, Stage]:
+        """What is heard and answered is followed whatever the flow says: to number turns, and for `_shown`."""
+        return {
+            subjects.output(stage, self.session): stage for stage in stages_of(self.config) if stage in ("stt", "llm")
+        }
+
+    async def warm(self) -> None:
+        await self.ensure_owners()
+        self.spawn(self._stay_alive())
+
+    async def resume(self) -> None:
+        """Another transport had this session: go on counting its turns."""
+        for stage in stages_of(self.config):
+            last = await self.journal.last(subjects.output(stage, self.session))
+            if last is not None:
+                self._turn = max(self._turn, last.turn)
+        typed = await self.journal.last(subjects.text_input(self.session))
+        self._turn = max(self._turn, typed.turn if typed else 0)
+        await self.hear_from_now()
+
+    async def _reload(self, version: int) -> None:
+        """A changed flow may have stages that nobody owns yet: they are made ready before its first turn."""
+        await super()._reload(version)
+        if self._next_record is not None:
+            self._note_owners(await ensure_owners(self.worker, self._next_record))
+
+    def leave(self) -> None:
+        """Nobody else can take a caller's socket: the caller is asked to connect anew, and may until the drain ends."""
+        self.caller.send_event({"type": "draining", "t_ms": clock.wall_ns() // clock.MS})
+
+    async def finish(self) -> None:
+        self._text_outlet.close()
+        self._audio_outlet.close()
+        self.caller.send_event({"type": "session_ended", "reason": self.ending, "t_ms": clock.wall_ns() // clock.MS})
+        await self.caller.close(1000, self.ending)
+
+    async def release(self) -> None:
+        await super().release()
+        await self._text_outlet.release()
+        await self._audio_outlet.release()
+
+    async def _stay_alive(self) -> None:
+        ttl_s = self.record.ttl_s
+        while True:
+            try:
+                ttl_s = (await self.worker.store.load(self.session)).ttl_s  # it may have been extended
+                await self.worker.store.touch(self.session, ttl_s)
+                await self.worker.store.set_status(self.session, "live")
+            except MeshError as error:
+                self.log.warning("touch_failed", error=str(error))
+            await asyncio.sleep(min(ttl_s / 3, 60))
+
+    # -- the other stages' owners -------------------------------------------------------------------------------------
+
+    async def ensure_owners(self) -> None:
+        """See that every stage of the flow has a living owner. Raises OverloadError when one finds none."""
+        self._note_owners(await ensure_owners(self.worker, self.record))
+
+    def _note_owners(self, found: dict[Stage, Lease]) -> None:
+        for stage, lease in found.items():
+            if stage not in self.owners or self.owners[stage].epoch < lease.epoch:
+                self.owners[stage] = lease
+
+    def on_death(self, worker: WorkerId) -> None:
+        """A worker has died: what it owned of this session needs another."""
+        for stage, lease in self.owners.items():
+            if lease.worker == worker:
+                self._replace(stage, lease.epoch)
+
+    def _replace(self, stage: Stage, epoch: int) -> None:
+        if stage not in self._replacing:
+            self._replacing.add(stage)
+            self.spawn(self._find_another(stage, epoch))
+
+    async def _find_another(self, stage: Stage, epoch: int) -> None:
+        started_s, told = clock.monotonic_s(), False
+        try:
+            while stage in stages_of(self.config) and self._is_gone(stage, epoch):
+                epoch = max(epoch, self.owners[stage].epoch)
+                try:
+                    found = await find_owner(self.worker.bus, self.worker.fleet, stage, self.session, epoch)
+                    if found.epoch > self.owners[stage].epoch:
+                        self.owners[stage] = found
+                except MeshError as error:
+                    if not told and clock.monotonic_s() - started_s > TOLD_AFTER_S:
+                        told = True
+                        self._error(error, stage)
+                    await asyncio.sleep(RETRY_S)
+        finally:
+            self._replacing.discard(stage)
+
+    def _is_gone(self, stage: Stage, epoch: int) -> bool:
+        """Whether the owner up to `epoch` has no successor yet, or one that has died before this call knew of it."""
+        owner = self.owners[stage]
+        return owner.epoch <= epoch or self.worker.fleet.is_dead(owner.worker)
+
+    @property
+    def playing(self) -> bool:
+        """Whether `play_out` is wanted."""
+        return self._play_from_ns > 0
+
+    # -- the caller speaks --------------------------------------------------------------------------------------------
+
+    async def hear(self, pcm: bytes) -> None:
+        """Caller audio: PCM16 mono 16 kHz, any whole number of samples."""
+        for frame in self._framer.push(pcm):
+            await self._audio_outlet.send(AudioIn(pcm=frame))
+
+    async def read(self, text: str) -> None:
+        """What the caller typed: a turn of its own. Raises ConfigError when this pipeline takes no text."""
+        self.begin_turn()
+        stages = stages_of(self.config)
+        if "llm" not in stages and not hears(self.config, "tts", "transport", "text"):
+            raise ConfigError(
+                "this pipeline takes no typed text",
+                path="config.pipeline.flow",
+                fix='add {"from": "transport", "to": "llm", "stream": "text"}',
+                code="text_not_taken",
+            )
+        if self._answering:
+            self.interrupt()
+        self._turn += 1
+        self._answering = self._turn
+        self._ends_ns[self._turn] = clock.wall_ns()
+        await self._text_outlet.send(TextIn(turn=self._turn, text=text))
+
+    def interrupt(self) -> None:
+        """The caller asks for silence."""
+        turn = max(self._answering, self._playout.turn)
+        if turn:
+            self.signal(Interrupt(turn=turn, source=self.stage))
+            self._fall_silent(turn)
+
+    # -- the agent speaks ---------------------------------------------------------------------------------------------
+
+    def on_frame(self, frame: AnyFrame) -> None:
+        self._turn = max(self._turn, frame.turn)
+        if isinstance(frame, Speech):
+            self._playout.add(frame)
+            self._start_playing()
+        elif isinstance(frame, SpeechEnded):
+            self._playout.end(frame)
+            self._start_playing()
+        else:
+            self._tell(frame)
+
+    def _start_playing(self) -> None:
+        if self._playout.playing and not self._play_from_ns:
+            self._play_from_ns = clock.monotonic_ns()
+            self._steps_out = 0
+            self.play_out(self._play_from_ns)
+            self._tick()
+
+    def play_out(self, now_ns: int) -> None:
+        """Send what is due. Called every step while there is something to hear."""
+        if not self._play_from_ns:
+            return
+        due = (now_ns - self._play_from_ns) // (STEP_MS * clock.MS) + 1 + AHEAD
+        while self._steps_out < due and self._playout.playing:
+            before = self._playout.turn
+            pcm, done = self._playout.take()
+            if pcm:
+                self._steps_out += 1
+                self.caller.send_audio(pcm)
+                if self._playout.turn != before:
+                    self._first_audio(self._playout.turn)
+            for played in done:
+                self._played(played)
+        if not self._playout.playing and self._steps_out < due - AHEAD:
+            self._play_from_ns = 0  # ran dry: the next audio starts a clock of its own
+
+    def _first_audio(self, turn: int) -> None:
+        self.signal(PlayStarted(turn=turn))
+        now_ns = clock.wall_ns()
+        event = {"type": "speech_started", "turn": turn, "t_ms": now_ns // clock.MS}
+        ended_ns = self._ends_ns.pop(turn, None)
+        if ended_ns is not None:
+            metrics.VOICE_TO_VOICE_SECONDS.observe(max(0, now_ns - ended_ns) / 1e9)
+        self.caller.send_event(event)
+
+    def _played(self, played: Played) -> None:
+        self.signal(played)
+        if played.turn >= self._answering:
+            self._answering = 0
+        self.caller.send_event(
+            {
+                "type": "speech_ended",
+                "turn": played.turn,
+                "interrupted": played.interrupted,
+                "t_ms": clock.wall_ns() // clock.MS,
+            }
+        )
+
+    def _fall_silent(self, turn: int) -> None:
+        played = self._playout.interrupt(turn)
+        if played is not None:
+            self.caller.drop_audio()
+            self._play_from_ns = 0
+            self._played(played)
+            self._start_playing()
+
+    # -- what the caller is told --------------------------------------------------------------------------------------
+
+    def on_signal(self, frame: AnyFrame) -> None:
+        if isinstance(frame, Interrupt):
+            self._fall_silent(frame.turn)
+        elif isinstance(frame, Handover):
+            stage = frame.stage
+            if stage in subjects.STAGES and stage != self.stage:
+                self._replace(stage, frame.epoch)
+
+    def _on_owner(self, frame: OwnerChanged) -> None:
+        super()._on_owner(frame)
+        if frame.stage == self.stage or frame.stage not in subjects.STAGES:
+            return
+        known = self.owners.get(frame.stage)
+        if known is None or frame.epoch >= known.epoch:
+            self.owners[frame.stage] = Lease(WorkerId(frame.worker), frame.epoch)
+            if self.worker.fleet.is_dead(WorkerId(frame.worker)):
+                self._replace(frame.stage, frame.epoch)
+        if frame.epoch > 1:
+            self._event(frame, "owner_changed", stage=frame.stage, worker=frame.worker, epoch=frame.epoch)
+
+    def _tell(self, frame: AnyFrame) -> None:
+        if isinstance(frame, VoiceStarted):
+            self._event(frame, "voice_started")
+        elif isinstance(frame, Transcript):
+            self._event(frame, "transcript", text=frame.text, final=frame.final, provider=frame.provider)
+        elif isinstance(frame, TurnEnded):
+            if frame.text and "llm" in stages_of(self.config):
+                self._answering = max(self._answering, frame.turn)
+                self._ends_ns[frame.turn] = frame.speech_end_ns
+            self._event(frame, "turn_ended", text=frame.text, speech_end_ms=frame.speech_end_ns // clock.MS)
+            self.begin_turn()
+        elif isinstance(frame, ReplyStarted):
+            self._answering = max(self._answering, frame.turn)
+            self._event(frame, "reply_started", provider=frame.provider, model=frame.model)
+        elif isinstance(frame, ReplyChunk):
+            self._event(frame, "reply", n=frame.n, text=frame.text)
+        elif isinstance(frame, ReplyEnded):
+            self._event(frame, "reply_ended", reason=frame.reason)
+            if not hears(self.config, "transport", "tts") and frame.reason != "interrupted":
+                self._played(Played(turn=frame.turn, n=frame.chunks, ms=0, chunk_ms=0, interrupted=False))
+        elif isinstance(frame, StageFailed):
+            self._event(frame, "error", stage=frame.stage, code=frame.code, message=frame.message)
+
+    def _shown(self, stage: Stage) -> bool:
+        """Whether the caller sees a stage's text: transcription is enabled, or the flow says so."""
+        return self.record.request.enable_transcription or hears(self.config, "transport", stage, "text")
+
+    def _event(self, frame: AnyFrame, kind: str, **fields: Any) -> None:
+        speaker: Stage | None = _SPEAKERS.get(type(frame))
+        if speaker is not None and not self._shown(speaker):
+            return
+        self.caller.send_event({"type": kind, "turn": frame.turn, "t_ms": frame.at_ns // clock.MS, **fields})
+
+    def _error(self, error: MeshError, stage: Stage) -> None:
+        self.caller.send_event(
+            {
+                "type": "error",
+                "turn": self._turn,
+                "t_ms": clock.wall_ns() // clock.MS,
+                "stage": stage,
+                "code": error.code,
+                "message": str(error),
+            }
+        )
+
+
+async def ensure_owners(worker: Worker, record: SessionRecord) -> dict[Stage, Lease]:
+    """An owner, alive and ready to hear, for every stage of the session. Raises OverloadError when one finds none."""
+    stages = stages_of(record.request.config)
+    asked = (_ensure_owner(worker, record.id, stage) for stage in stages)
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    owners: dict[Stage, Lease] = {}
+    for stage, lease in zip(stages, found, strict=True):  # each has answered: none begins after the session was ended
+        if isinstance(lease, BaseException):
+            raise lease
+        owners[stage] = lease
+    return owners
+
+
+async def _ensure_owner(worker: Worker, session: SessionId, stage: Stage) -> Lease:
+    lease = await worker.store.lease(session, stage)
+    return await ensure_owner(worker.bus, worker.fleet, stage, session, lease)
+
+
+class Switchboard:
+    """The calls of one transport worker, and their common clock."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._joining: WeakValueDictionary[SessionId, asyncio.Lock] = WeakValueDictionary()
+        self._ticker: asyncio.Task[None] | None = None
+        self._playing = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to play out, and to watch over the calls' owners."""
+        self.worker.fleet.on_death(self._on_death)
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def aclose(self) -> None:
+        """Stop. Idempotent."""
+        if self._ticker:
+            self._ticker.cancel()
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls connected here."""
+        return [owned for owned in self.worker.owned.values() if isinstance(owned, Call)]
+
+    async def connect(self, session: SessionId, caller: Caller) -> Call:
+        """Join a caller to a session. A connection that it may have elsewhere gives way. Raises MeshError."""
+        if self.worker.draining or (self.worker.full and session not in self.worker.owned):
+            raise OverloadError("this transport worker takes no more calls")
+        async with self._joining.setdefault(session, asyncio.Lock()):  # the newer connection is also held later
+            call = await self._join(session, caller)
+            await self.worker.hold(call)
+        for owner in list(call.owners.values()):
+            if self.worker.fleet.is_dead(owner.worker):  # it died before this call could be told
+                call.on_death(owner.worker)
+        metrics.CALLS.set(len(self.calls))
+        return call
+
+    async def _join(self, session: SessionId, caller: Caller) -> Call:
+        """An open call under an epoch of its own."""
+        store = self.worker.store
+        record = await store.load(session)
+        lease = await store.lease(session, "transport")
+        while True:
+            known = lease.epoch if lease else 0
+            lease = await store.claim(session, "transport", self.worker.worker_id, known, record.ttl_s)
+            if lease.worker == self.worker.worker_id and lease.epoch > known:
+                break  # else another transport was faster: its connection is the older one then
+        call = Call(self.worker, record, lease, caller, self._playing.set)
+        await call.open(takeover=lease.epoch > 1)
+        return call
+
+    async def disconnect(self, call: Call) -> None:
+        """The caller has gone. The session stays until it is ended or expires."""
+        await self.worker.part(call)
+        metrics.CALLS.set(len(self.calls))
+        try:
+            if call.session not in self.worker.owned:
+                await self.worker.store.set_status(call.session, "idle")
+        except MeshError as error:
+            log.warning("status_unwritten", session=call.session, error=str(error))
+
+    def _on_death(self, worker: WorkerId) -> None:
+        for call in self.calls:
+            call.on_death(worker)
+
+    async def _tick(self) -> None:
+        """The common clock: runs while anybody has something to hear."""
+        step_ns = STEP_MS * clock.MS
+        while True:
+            await self._playing.wait()
+            due_ns = clock.monotonic_ns()
+            while playing := [call for call in self.calls if call.playing]:
+                due_ns = max(due_ns + step_ns, clock.monotonic_ns())
+                for call in playing:
+                    call.play_out(clock.monotonic_ns())
+                await asyncio.sleep((due_ns - clock.monotonic_ns()) / 1e9)
+            self._playing.clear()

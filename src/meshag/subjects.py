@@ -1,0 +1,71 @@
+"""Every NATS subject and stream, built in one place.
+
+Subjects are made from a `SessionId` or a `WorkerId`, never from text that a client wrote.
+"""
+
+from typing import Literal, get_args
+
+from meshag.ids import SessionId, WorkerId
+
+Stage = Literal["transport", "stt", "llm", "tts"]
+"""A service: a step of a pipeline that runs as its own processes."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+AUDIO_INPUT, TEXT_INPUT = "AUDIO_INPUT", "TEXT_INPUT"
+STT_OUTPUT, LLM_OUTPUT, TTS_OUTPUT, CONTROL = "STT_OUTPUT", "LLM_OUTPUT", "TTS_OUTPUT", "CONTROL"
+
+STREAMS: dict[str, str] = {
+    AUDIO_INPUT: "audio.input.*",
+    TEXT_INPUT: "text.input.*",
+    STT_OUTPUT: "stt.output.*",
+    LLM_OUTPUT: "llm.output.*",
+    TTS_OUTPUT: "tts.output.*",
+    CONTROL: "control.*",
+}
+"""JetStream stream name to the subject filter that it captures. (A stream's own name may hold no dot.)"""
+
+MEDIA = frozenset({AUDIO_INPUT, TTS_OUTPUT})
+"""Streams of the media class: memory, bounded by age. The others are of the turn class: file, acknowledged."""
+
+DISCONNECTS = "mesh.disconnect"
+"""Where the embedded server's system account repeats its disconnect events."""
+
+PRESENCE_ALL = "worker.*.*"
+"""Every worker's heartbeats."""
+
+
+def audio_input(session: SessionId) -> str:
+    """Caller audio, 20 ms frames."""
+    return f"audio.input.{session}"
+
+
+def text_input(session: SessionId) -> str:
+    """Typed input."""
+    return f"text.input.{session}"
+
+
+def output(stage: Stage, session: SessionId) -> str:
+    """What stt, llm or tts says: transcripts, reply chunks, agent audio."""
+    return f"{stage}.output.{session}"
+
+
+def control(session: SessionId) -> str:
+    """Interrupts, playout reports, configuration changes, ownership, the end."""
+    return f"control.{session}"
+
+
+def claim(stage: Stage, worker_id: WorkerId) -> str:
+    """Request: do you take this session?"""
+    return f"claim.{stage}.{worker_id}"
+
+
+def worker(stage: Stage, worker_id: WorkerId) -> str:
+    """A worker's heartbeats."""
+    return f"worker.{stage}.{worker_id}"
+
+
+def stream_of(subject: str) -> str:
+    """The stream that captures `subject`."""
+    head, _, rest = subject.partition(".")
+    return CONTROL if head == "control" else f"{head}_{rest.partition('.')[0]}".upper()
