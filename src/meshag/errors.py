@@ -10,7 +10,8 @@
     ├── ConnectorError    a provider failed
     │   ├── ProviderTimeout      one of its deadlines passed
     │   ├── ProviderRejected     it answered that it will not (4xx): not retryable
-    │   ├── ProviderUnavailable  it cannot at the moment (5xx, refused, closed, rate limit)
+    │   ├── ProviderUnavailable  it cannot at the moment (5xx, refused, closed)
+    │   │   └── ProviderLimited      too many requests: not before `retry_after_s` (429)
     │   └── ProviderGarbage      it answered what its protocol does not allow
     ├── ModelError        a local model or its engine is missing or damaged
     └── WireError         bytes that are not a frame or not a message of the protocol
@@ -104,6 +105,16 @@ class ProviderUnavailable(ConnectorError):  # noqa: N818
     """The provider cannot do it at the moment."""
 
     code = "provider_unavailable"
+
+
+class ProviderLimited(ProviderUnavailable):
+    """The provider gets too many requests. `retry_after_s`: when it wants to be asked again; None: it did not say."""
+
+    code = "provider_limited"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
 
 
 class ProviderGarbage(ConnectorError):  # noqa: N818

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 STAGE_PORT_OFFSET = {"stt": 0, "llm": 1, "tts": 2, "transport": 3}
@@ -70,6 +70,39 @@ class Settings(BaseSettings):
 
     connectors: str = ""
     """Connectors to load besides the installed ones: `stt:name=module:Class`, comma separated."""
+
+    openai_api_key: SecretStr = Field(SecretStr(""), validation_alias="OPENAI_API_KEY")
+    """Turns the providers `openai` on. Like every key: from the environment only, never in a session's JSON."""
+
+    openai_base_url: str = Field("https://api.openai.com/v1", validation_alias="OPENAI_BASE_URL")
+    """Another server that speaks OpenAI's protocol, with its `/v1`."""
+
+    deepgram_api_key: SecretStr = Field(SecretStr(""), validation_alias="DEEPGRAM_API_KEY")
+    """Turns the provider `deepgram` on."""
+
+    deepgram_base_url: str = Field("https://api.deepgram.com", validation_alias="DEEPGRAM_BASE_URL")
+    """Deepgram's address, or that of a server of one's own; http(s) or ws(s)."""
+
+    anthropic_api_key: SecretStr = Field(SecretStr(""), validation_alias="ANTHROPIC_API_KEY")
+    """Turns the provider `anthropic` on."""
+
+    anthropic_base_url: str = Field("https://api.anthropic.com", validation_alias="ANTHROPIC_BASE_URL")
+    """Anthropic's address, without `/v1`."""
+
+    elevenlabs_api_key: SecretStr = Field(SecretStr(""), validation_alias="ELEVENLABS_API_KEY")
+    """Turns the provider `elevenlabs` on."""
+
+    elevenlabs_base_url: str = Field("https://api.elevenlabs.io", validation_alias="ELEVENLABS_BASE_URL")
+    """ElevenLabs' address; http(s)."""
+
+    azure_speech_key: SecretStr = Field(SecretStr(""), validation_alias="AZURE_SPEECH_KEY")
+    """With a region, turns the provider `azure` on."""
+
+    azure_speech_region: str = Field("", validation_alias="AZURE_SPEECH_REGION", pattern=r"^[a-z0-9-]{0,40}$")
+    """The region of the Azure resource: `westeurope`."""
+
+    azure_speech_base_url: str = Field("", validation_alias="AZURE_SPEECH_BASE_URL")
+    """Another address than the region's own."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe level that is logged."""

@@ -8,7 +8,7 @@ Cancellation: every await may be cancelled; the connector then stops the work an
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -36,22 +36,25 @@ class Availability:
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long one call to a provider may take before the next provider is asked, ms."""
+    """How long one call to a provider may take before the next provider is asked, ms. A session may set its own."""
 
-    connect_ms: int = 3_000
+    connect_ms: int = 1_500
     """To be ready to be fed."""
 
-    first_ms: int = 3_000
+    first_ms: int = 1_200
     """From the request (for stt: from `finish`) to the first item."""
 
-    between_ms: int = 3_000
-    """From one item to the next."""
+    between_ms: int = 1_000
+    """From one item to the next. For stt: from the beginning of speech to the first interim."""
 
     total_ms: int = 60_000
     """From the request to the end."""
 
+    notice_ms: int = 1_800
+    """When nothing has been said this long after the turn's end, the caller is asked for patience."""
 
-PATIENT = Deadlines(connect_ms=30_000, first_ms=20_000, between_ms=10_000, total_ms=120_000)
+
+PATIENT = Deadlines(connect_ms=30_000, first_ms=20_000, between_ms=10_000, total_ms=120_000, notice_ms=8_000)
 """For models on this machine: slow when it is busy, and nobody else would be quicker."""
 
 
@@ -75,7 +78,16 @@ class Connector:
         """Called when a session is created. Raises ConfigError when what these options ask for is not offered here."""
 
     async def warm(self) -> None:
-        """Load what is shared. Called once before the worker takes sessions; later calls return at once."""
+        """Load what is shared. Called once before the worker takes sessions; later calls return at once.
+
+        Asks no provider for anything: a vendor that is down must not keep a worker from starting.
+        """
+
+    async def probe(self, options: Options) -> None:
+        """Do the smallest real piece of the provider's work. Raises ConnectorError while it is out of order.
+
+        Asked for now and then after a failure, never in a caller's turn; `options` are those of the call that failed.
+        """
 
     async def aclose(self) -> None:
         """Let go of everything. Idempotent."""
@@ -103,6 +115,9 @@ class SttStream(ABC):
 
     endpointing: bool = False
     """True: the provider finds the ends of turns itself, is fed silence too, and says `Heard(ended=True)`."""
+
+    interims: bool = False
+    """True: while it is fed speech it says something every moment, so that its silence means that it is dead."""
 
     @abstractmethod
     def feed(self, pcm: bytes) -> None:
@@ -137,11 +152,44 @@ class SttConnector(Connector, ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    """1 to 64 letters, digits, `-` and `_`."""
+
+    description: str
+    """What it does and when to call it, for the model."""
+
+    parameters: Mapping[str, Any]
+    """The JSON schema of its arguments: an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model wants a function called. Between the deltas of a reply, each when it is complete."""
+
+    id: str
+    """The model's own name for this call: the answer to it names it."""
+
+    name: str
+    arguments: str
+    """JSON as the model wrote it: not checked, may be no JSON at all; empty when there are none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One message of the conversation so far."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "tool"]
     text: str
+    """May be empty for an assistant that called functions. For a tool: what the function answered."""
+
+    calls: Sequence[ToolCall] = ()
+    """For an assistant: the functions that it called after this text. A tool's answer to each follows."""
+
+    call_id: str = ""
+    """For a tool: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +200,23 @@ class LlmRequest:
     """The system prompt."""
 
     messages: Sequence[Message]
-    """The conversation, oldest first; the last is the user's."""
+    """The conversation, oldest first; the last is the user's, or a tool's answer."""
 
     options: Options
     """The provider's options."""
 
     said: str = ""
     """The beginning of the answer, already spoken: the model goes on right after it and does not repeat it."""
+
+    tools: Sequence[Tool] = ()
+    """The functions that the model may call. Not given to connectors without `tools`."""
+
+
+GO_ON = (
+    "You were interrupted in the middle of your answer, after the words above, which the listener has already heard. "
+    "Continue the answer exactly where it stops. Do not repeat any of it, do not apologise, do not comment."
+)
+"""For models that cannot be made to go on with a message of their own: what to tell them after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,20 +230,28 @@ class TextDelta:
 class ReplyDone:
     """The last event of a reply."""
 
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tools"]
+    """`tools`: the model waits for the answers of the functions that it has called."""
+
     input_tokens: int = 0
     output_tokens: int = 0
 
 
-LlmEvent = TextDelta | ReplyDone
+LlmEvent = TextDelta | ToolCall | ReplyDone
 
 
 class LlmConnector(Connector, ABC):
     """Language model."""
 
+    tools: ClassVar[bool] = False
+    """Whether it can call functions."""
+
     @abstractmethod
     def reply(self, request: LlmRequest) -> AsyncIterator[LlmEvent]:
-        """The answer as it is generated: deltas, then one ReplyDone. Closing the iterator stops the generation."""
+        """The answer as it is generated: deltas, then one ReplyDone. Closing the iterator stops the generation.
+
+        Nothing is connected before the first item is asked for.
+        """
 
     def model(self, options: Options) -> str:
         """The name of the model that answers with these options, for people."""

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from meshag import clock
-from meshag.connectors.contracts import LlmConnector, LlmRequest, Message, TextDelta
+from meshag.connectors.contracts import LlmConnector, LlmRequest, Message, ReplyDone, TextDelta
 from meshag.connectors.failover import APOLOGY, APOLOGY_UNHEARD, Candidate, as_failure, candidates, watched
 from meshag.errors import ConnectorError, MeshError, StoreError, WireError
 from meshag.frames import (
@@ -215,9 +215,11 @@ class LlmSession(Owned):
                 first = False
                 waited = (clock.monotonic_ns() - started_ns) / 1e9
                 metrics.FIRST_ITEM_SECONDS.labels("llm", candidate.name).observe(waited)
-            if not isinstance(event, TextDelta):
+            if isinstance(event, ReplyDone):
                 reason = event.reason
                 break
+            if not isinstance(event, TextDelta):
+                continue
             chars += len(event.text)
             for chunk in chunker.push(event.text):
                 self._chunk(reply, chunk)

@@ -1,0 +1,212 @@
+"""What every vendor's connector needs of HTTP: one pool, bounded answers, and every failure as one of ours.
+
+A vendor's own words may hold what a caller said or a part of a key, so they are never repeated: errors tell the status
+and, where the vendor gives one, its short code.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from meshag import clock
+from meshag.errors import (
+    ConnectorError,
+    ProviderGarbage,
+    ProviderLimited,
+    ProviderRejected,
+    ProviderTimeout,
+    ProviderUnavailable,
+)
+
+LINE_BYTES = 1024 * 1024
+"""An event of an event stream is shorter than this."""
+
+ERROR_BYTES = 16 * 1024
+"""As much of an error's body is read."""
+
+RETRY_AFTER_MOST_S = 300.0
+"""A provider that wants more patience than this is asked again all the same."""
+
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+
+
+class Http:
+    """One connector's connections: made when first used, kept warm, closed with it."""
+
+    def __init__(self, provider: str) -> None:
+        self.provider = provider
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """The pool. Its timeouts are the caller's business: every call stands under `Deadlines`."""
+        if self._session is None or self._session.closed:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=60),
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        if self._session is not None:
+            await self._session.close()
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, url: str, *, headers: Mapping[str, str], json: Any = None, data: Any = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer with a status below 300. Raises ConnectorError for everything else, also while it is read.
+
+        `json`: a value to be sent as JSON. Redirects are not followed: a key belongs to one address.
+        """
+        if json is not None:
+            headers = {**headers, "Content-Type": "application/json"}
+            data = msgspec.json.encode(json)
+        with failures(self.provider):
+            async with self.session.request(method, url, headers=headers, data=data, allow_redirects=False) as answer:
+                if answer.status >= 300:
+                    raise await refused(self.provider, answer)
+                yield answer
+
+    @asynccontextmanager
+    async def websocket(
+        self, url: str, *, headers: Mapping[str, str], max_message_bytes: int = 4 * LINE_BYTES
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """An open socket. Raises ConnectorError when the handshake is refused, or the connection breaks."""
+        with failures(self.provider):
+            try:
+                async with self.session.ws_connect(
+                    url,
+                    headers=headers,
+                    max_msg_size=max_message_bytes,
+                    compress=0,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                ) as socket:
+                    yield socket
+            except aiohttp.WSServerHandshakeError as error:
+                raise by_status(self.provider, error.status, "", error.headers or {}) from None
+
+
+class failures:  # noqa: N801 - reads as a statement
+    """`with failures("openai"):` whatever the HTTP client raises leaves as a ConnectorError."""
+
+    def __init__(self, provider: str) -> None:
+        self._provider = provider
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and (ours := as_ours(self._provider, error)) is not None:
+            raise ours from error
+
+
+def as_ours(provider: str, error: BaseException) -> ConnectorError | None:
+    """What an exception of the HTTP client means; None for one that is none of its own."""
+    if isinstance(error, ConnectorError) or not isinstance(error, Exception):
+        return None
+    name = type(error).__name__
+    if isinstance(error, (TimeoutError, aiohttp.ServerTimeoutError)):
+        return ProviderTimeout(f"{provider}: {name}")
+    if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.InvalidURL)):
+        return ProviderGarbage(f"{provider}: {name}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return by_status(provider, error.status, "", error.headers or {})
+    if isinstance(error, (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.IncompleteReadError)):
+        return ProviderUnavailable(f"{provider}: {name}")
+    if isinstance(error, (ValueError, RuntimeError, aiohttp.http_exceptions.HttpProcessingError)):
+        return ProviderGarbage(f"{provider}: {name}")
+    return None
+
+
+async def refused(provider: str, answer: aiohttp.ClientResponse) -> ConnectorError:
+    """What an answer with an error status means."""
+    try:
+        async with asyncio.timeout(1):
+            body = await answer.content.read(ERROR_BYTES)
+    except (TimeoutError, aiohttp.ClientError, OSError):
+        body = b""
+    return by_status(provider, answer.status, error_code(body), answer.headers)
+
+
+def error_code(body: bytes) -> str:
+    """The short code in a vendor's JSON error, wherever it stands: `rate_limit_exceeded`. Empty where there is none."""
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return ""
+    if not isinstance(found, dict):
+        return ""
+    inner = next((found[key] for key in ("error", "detail") if isinstance(found.get(key), dict)), found)
+    for key in ("code", "type", "status", "err_code", "category"):
+        value = inner.get(key)
+        if isinstance(value, str) and _CODE.fullmatch(value):
+            return value
+    return ""
+
+
+def by_status(provider: str, status: int, code: str, headers: Mapping[str, str]) -> ConnectorError:
+    """The error that an HTTP status means. `code`: the vendor's own short word for it."""
+    what = f"{provider}: HTTP {status}" + (f" {code}" if code else "")
+    if status == 429:
+        if code == "insufficient_quota":
+            return ProviderUnavailable(what, code="provider_quota")
+        return ProviderLimited(what, retry_after_s=retry_after_s(headers))
+    if status in (401, 402, 403):
+        return ProviderRejected(what, code="provider_unauthorized")
+    if status in (408, 425) or status >= 500:
+        return ProviderUnavailable(what)
+    if 400 <= status < 500:
+        return ProviderRejected(what)
+    return ProviderGarbage(what)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """When to ask again, from `retry-after-ms` or `Retry-After` (seconds or a date); None: not said."""
+    for name, scale in (("retry-after-ms", 1000.0), ("Retry-After", 1.0)):
+        text = headers.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            seconds = float(text) / scale
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(text).timestamp() - clock.wall_s()
+            except (ValueError, OverflowError, TypeError):
+                continue
+        if seconds == seconds:  # "nan" is a number too
+            return min(max(seconds, 0.0), RETRY_AFTER_MOST_S)
+    return None
+
+
+async def server_events(provider: str, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The data of each server-sent event, in order. Comments, names and ids are left out.
+
+    Raises ProviderGarbage when it is no event stream, or an event is longer than `LINE_BYTES`.
+    """
+    kind = answer.headers.get("Content-Type", "")
+    if not kind.startswith("text/event-stream"):
+        raise ProviderGarbage(f"{provider}: no event stream")
+    rest, data, size = b"", [], 0
+    async for piece in answer.content.iter_any():
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop()
+        for raw in lines:
+            line = raw.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[6:] if line[5:6] == b" " else line[5:])
+                size += len(line)
+            elif not line and data:
+                yield b"\n".join(data) if len(data) > 1 else data[0]
+                data, size = [], 0
+        if size + len(rest) > LINE_BYTES:
+            raise ProviderGarbage(f"{provider}: an endless event")
