@@ -3,7 +3,11 @@
 import sys
 from importlib import import_module
 
-BENCHMARKS = {"calls": "added latency and CPU per call at several numbers of concurrent calls (the default)"}
+BENCHMARKS = {
+    "calls": "added latency and CPU per call at several numbers of concurrent calls (the default)",
+    "failover": "every fault at every stage: was the turn answered, and the silence it added",
+    "tokens": "CPU per streamed token of our language-model connectors and of the vendors' SDKs",
+}
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "talk to a running mesh with recorded speech",
     "doctor": "what is installed, reachable and configured, and what to do about the rest",
     "session": "create, list, show, end sessions of a running mesh",
+    "provider": "which providers are in use; switch one off for all calls, and on again",
     "config": "check a session configuration file",
     "models": "list and fetch the local models",
 }

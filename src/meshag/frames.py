@@ -107,6 +107,9 @@ class ReplyChunk(Frame, tag="rc", frozen=True, kw_only=True):
     text: str
     """The chunk with the blanks that join it to its neighbours: the concatenation is the reply."""
 
+    filler: bool = False
+    """Said to bridge a wait: heard by the caller, but no part of the reply."""
+
 
 class ReplyEnded(Frame, tag="re", frozen=True, kw_only=True):
     """The reply is complete."""
@@ -116,6 +119,45 @@ class ReplyEnded(Frame, tag="re", frozen=True, kw_only=True):
 
     reason: str
     """`stop`, `length`, `interrupted` or `failed`."""
+
+
+class ToolCalled(Frame, tag="tc", frozen=True, kw_only=True):
+    """The model wants a function called. Published before it is: whoever takes over calls it under the same key."""
+
+    n: int
+    """Counts the turn's calls, from 0."""
+
+    batch: int
+    """Counts the answers of the model that called functions: calls of one batch were made together."""
+
+    chunks: int
+    """How many chunks the reply had before it."""
+
+    id: str
+    """The model's name for the call."""
+
+    name: str
+    """The function."""
+
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ToolAnswered(Frame, tag="ta", frozen=True, kw_only=True):
+    """What a called function answered: it is not called again."""
+
+    n: int
+    """The call."""
+
+    text: str
+    """What the model is told."""
+
+
+class StageLate(Frame, tag="sl", frozen=True, kw_only=True):
+    """A stage is still trying to do its part of a turn: the caller is asked for patience."""
+
+    stage: str
+    """stt."""
 
 
 class StageFailed(Frame, tag="sf", frozen=True, kw_only=True):
@@ -151,6 +193,12 @@ class Speech(Frame, tag="sp", frozen=True, kw_only=True):
 
     text: str = ""
     """With the first piece of a chunk (`offset` 0): the chunk's text, for captions in time with the voice."""
+
+    take: int = 0
+    """Counts the voices that have begun the chunk: what an earlier one said of it and was not heard is dropped."""
+
+    provider: str = ""
+    """Whose voice it is."""
 
 
 class SpeechEnded(Frame, tag="se", frozen=True, kw_only=True):
@@ -238,7 +286,8 @@ class SessionEnded(Frame, tag="sx", frozen=True, kw_only=True):
 
 AnyFrame: TypeAlias = (
     AudioIn | TextIn | VoiceStarted | Transcript | TurnEnded | ReplyStarted | ReplyChunk | ReplyEnded | StageFailed
-    | Speech | SpeechEnded | Interrupt | PlayStarted | Played | ConfigChanged | OwnerChanged | Handover | SessionEnded
+    | StageLate | ToolCalled | ToolAnswered | Speech | SpeechEnded | Interrupt | PlayStarted | Played | ConfigChanged
+    | OwnerChanged | Handover | SessionEnded
 )  # fmt: skip
 
 F = TypeVar("F", bound=Frame)

@@ -14,6 +14,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 AUDIO_INPUT, TEXT_INPUT = "AUDIO_INPUT", "TEXT_INPUT"
 STT_OUTPUT, LLM_OUTPUT, TTS_OUTPUT, CONTROL = "STT_OUTPUT", "LLM_OUTPUT", "TTS_OUTPUT", "CONTROL"
+PROVIDERS = "PROVIDERS"
 
 STREAMS: dict[str, str] = {
     AUDIO_INPUT: "audio.input.*",
@@ -22,6 +23,7 @@ STREAMS: dict[str, str] = {
     LLM_OUTPUT: "llm.output.*",
     TTS_OUTPUT: "tts.output.*",
     CONTROL: "control.*",
+    PROVIDERS: "provider.*.*.*",
 }
 """JetStream stream name to the subject filter that it captures. (A stream's own name may hold no dot.)"""
 
@@ -33,6 +35,9 @@ DISCONNECTS = "mesh.disconnect"
 
 PRESENCE_ALL = "worker.*.*"
 """Every worker's heartbeats."""
+
+PROVIDERS_ALL = STREAMS[PROVIDERS]
+"""What is known of every provider of every stage."""
 
 
 def audio_input(session: SessionId) -> str:
@@ -65,7 +70,17 @@ def worker(stage: Stage, worker_id: WorkerId) -> str:
     return f"worker.{stage}.{worker_id}"
 
 
+def provider(kind: Literal["health", "switch"], stage: str, name: str) -> str:
+    """Whether a provider works (what workers found), or may be asked (what an operator says).
+
+    `name`: checked against what is installed, never taken from a request as it is.
+    """
+    return f"provider.{kind}.{stage}.{name}"
+
+
 def stream_of(subject: str) -> str:
     """The stream that captures `subject`."""
     head, _, rest = subject.partition(".")
+    if head == "provider":
+        return PROVIDERS
     return CONTROL if head == "control" else f"{head}_{rest.partition('.')[0]}".upper()

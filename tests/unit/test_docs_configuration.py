@@ -15,6 +15,7 @@ from meshag.sessions.config import (
     SessionConfig,
     SessionRequest,
     StageConnectors,
+    StageDeadlines,
     Turns,
     parse_request,
     patched,
@@ -53,7 +54,9 @@ def test_the_refused_request_has_the_problems_that_the_page_shows() -> None:
     ]
 
 
-@pytest.mark.parametrize("model", [SessionRequest, SessionConfig, Pipeline, Edge, StageConnectors, Turns])
+@pytest.mark.parametrize(
+    "model", [SessionRequest, SessionConfig, Pipeline, Edge, StageConnectors, StageDeadlines, Turns]
+)
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert re.search(rf"^\| `(?:flow\[\]\.)?{field.alias or name}` \|", PAGE, re.MULTILINE), name

@@ -196,3 +196,63 @@ def test_a_second_voice_of_another_rate_goes_on_where_the_first_broke_off():
     _give(playout, _chunk_end(0, 16_000), _reply_end(1))
     out, _ = _drain(playout)
     assert abs(len(out) // 2 - HZ) <= HZ // 200
+
+
+# -- another voice takes over a chunk ---------------------------------------------------------------------------------
+
+
+def _take(n: int, take: int, offset: int, samples: int, value: int) -> Speech:
+    pcm = struct.pack("<h", value) * samples
+    return Speech(turn=1, n=n, offset=offset, rate_hz=HZ, pcm=pcm, take=take)
+
+
+def _values(pcm: bytes) -> list[int]:
+    return sorted(set(struct.unpack(f"<{len(pcm) // 2}h", pcm)))
+
+
+def test_another_voice_replaces_what_was_not_heard_of_the_first():
+    playout = Playout(HZ)
+    _give(playout, _take(0, 0, 0, 9_600, 1), _take(0, 1, 0, 4_800, 2), _chunk_end(0, 4_800), _reply_end(1))
+    heard, done = _drain(playout)
+    assert _values(heard) == [2]
+    assert len(heard) == 2 * 4_800
+    assert [played.n for played in done] == [1]
+
+
+def test_another_voice_begins_a_sentence_anew_that_was_heard_in_part():
+    playout = Playout(HZ)
+    _give(playout, _take(0, 0, 0, 9_600, 1))
+    first, _ = playout.take()
+    _give(playout, _take(0, 1, 0, 4_800, 2), _take(0, 1, 4_800, 4_800, 2), _chunk_end(0, 9_600), _reply_end(1))
+    heard, _ = _drain(playout)
+    assert _values(first) == [1]
+    assert _values(heard) == [2]
+    assert len(heard) == 2 * 9_600
+
+
+def test_the_account_of_what_was_heard_follows_the_new_voice():
+    playout = Playout(HZ)
+    _give(playout, _take(0, 0, 0, 9_600, 1))
+    playout.take()
+    playout.take()
+    _give(playout, _take(0, 1, 0, 48_000, 2))
+    playout.take()
+    played = playout.interrupt(1)
+    assert played == Played(turn=1, n=0, ms=STEP_MS, chunk_ms=2_000, interrupted=True)
+
+
+def test_a_late_word_of_the_former_voice_is_dropped():
+    playout = Playout(HZ)
+    _give(playout, _take(0, 1, 0, 4_800, 2), _take(0, 0, 9_600, 4_800, 1), _chunk_end(0, 4_800), _reply_end(1))
+    heard, _ = _drain(playout)
+    assert _values(heard) == [2]
+
+
+def test_sentences_before_and_after_stay_as_they_were():
+    playout = Playout(HZ)
+    _give(playout, _take(0, 0, 0, 960, 1), _chunk_end(0, 960), _take(1, 0, 0, 960, 2), _take(1, 1, 0, 960, 3))
+    _give(playout, _chunk_end(1, 960), _take(2, 0, 0, 960, 4), _chunk_end(2, 960), _reply_end(3))
+    heard, done = _drain(playout)
+    assert _values(heard) == [1, 3, 4]
+    assert len(heard) == 3 * 2 * 960
+    assert done == [Played(turn=1, n=3, ms=0, chunk_ms=0, interrupted=False)]

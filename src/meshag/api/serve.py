@@ -7,7 +7,7 @@ import signal
 import structlog
 from aiohttp import web
 
-from meshag.api import page, sessions
+from meshag.api import page, providers, sessions
 from meshag.api.service import service
 from meshag.connectors.registry import Registry
 from meshag.errors import MeshError
@@ -55,7 +55,7 @@ async def serve(stage: Stage, settings: Settings, port: int) -> None:
         await worker.connect()
         if stage == "transport":
             switchboard = Switchboard(worker)
-            app = service(worker, [*sessions.routes(), *page.routes()])
+            app = service(worker, [*sessions.routes(), *providers.routes(), *page.routes()])
             app[sessions.SWITCHBOARD] = switchboard
             app[sessions.SECRET] = settings.token_secret or await worker.store.shared_secret(secrets.token_hex(32))
         else:

@@ -12,7 +12,7 @@ from meshag.api.problems import Handler, as_problems, problem
 from meshag.connectors.states import provider_state
 from meshag.errors import MeshError
 from meshag.stages.worker import Worker
-from meshag.subjects import STAGES
+from meshag.subjects import STAGES, Stage
 
 WORKER = web.AppKey("worker", Worker)
 
@@ -84,7 +84,7 @@ async def ready(request: web.Request) -> web.Response:
         "draining": worker.draining,
         "nats": nats,
         "valkey": valkey,
-        "providers": _providers(worker),
+        "providers": providers(worker, worker.stage),
         "workers": {stage: len(worker.fleet.workers(stage)) for stage in STAGES},
     }
     return web.json_response(body, status=200 if able else 503)
@@ -115,6 +115,10 @@ async def _valkey(worker: Worker) -> dict[str, object]:
         return state | {"ok": False, "error": str(error)}
 
 
-def _providers(worker: Worker) -> dict[str, object]:
-    states = {name: provider_state(worker.registry, worker.stage, name) for name in worker.registry.names(worker.stage)}
-    return {name: {"available": state.available, "detail": state.detail} for name, state in states.items()}
+def providers(worker: Worker, stage: Stage) -> dict[str, dict[str, object]]:
+    """The providers of a stage, by name: installed, usable, in use or not."""
+    found: dict[str, dict[str, object]] = {}
+    for name in worker.registry.names(stage):
+        state = provider_state(worker.registry, stage, name)
+        found[name] = {"available": state.available, "detail": state.detail, **worker.breakers.told(stage, name)}
+    return found

@@ -221,10 +221,12 @@ class Bus:
 
         return await self._subscribe(subject, deliver, queue)
 
-    async def request(self, subject: str, data: bytes, *, timeout_ms: int) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, *, timeout_ms: int, headers: dict[str, str] | None = None
+    ) -> bytes:
         """Ask and wait. Raises OverloadError when nobody listens, BusError when no answer comes in time."""
         try:
-            message = await self._client.request(subject, data, timeout=timeout_ms / 1000)
+            message = await self._client.request(subject, data, timeout=timeout_ms / 1000, headers=headers)
         except nats.errors.NoRespondersError:
             raise OverloadError(f"nobody answers {subject}") from None
         except (nats.errors.Error, OSError, TimeoutError) as error:

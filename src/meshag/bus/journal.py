@@ -64,12 +64,19 @@ class Journal:
             if not last.payloads:
                 return []
             request = {"start_time": _earlier(last.time, newest * FRAME_MS + 1000)}
-        frames: list[AnyFrame] = []
+        return _as_heard(list(_frames(await self._all(subject, request))))
+
+    async def payloads(self, subject: str) -> list[bytes]:
+        """The messages on `subject`, which may have wildcards, as they were sent, oldest first. Raises BusError."""
+        return await self._all(subject, {"seq": 1})
+
+    async def _all(self, subject: str, request: dict[str, object]) -> list[bytes]:
+        payloads: list[bytes] = []
         while True:
             read = await self._get(subject, request | {"next_by_subj": subject, "batch": BATCH})
-            frames.extend(_frames(read.payloads))
+            payloads += read.payloads
             if not read.pending or not read.payloads:
-                return _as_heard(frames)
+                return payloads
             request = {"seq": read.next_sequence}
 
     async def last(self, subject: str) -> AnyFrame | None:

@@ -3,6 +3,9 @@
 Two classes, by what losing a message would cost:
     media   caller and agent audio: memory, the last minute, published without waiting
     turn    transcripts, reply chunks, control: file, acknowledged, deduplicated by message id
+
+And one that holds the newest message of each subject alone, for as long as nobody says otherwise: what is known of the
+providers.
 """
 
 import asyncio
@@ -34,6 +37,18 @@ ATTEMPTS = 10
 
 
 def _config(name: str, replicas: int) -> StreamConfig:
+    if name == subjects.PROVIDERS:
+        return StreamConfig(
+            name=name,
+            subjects=[subjects.STREAMS[name]],
+            storage=StorageType.FILE,
+            max_age=0,
+            max_msgs_per_subject=1,
+            max_bytes=-1,
+            discard=DiscardPolicy.OLD,
+            num_replicas=replicas,
+            allow_direct=True,
+        )
     media = name in subjects.MEDIA
     return StreamConfig(
         name=name,

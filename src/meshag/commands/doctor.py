@@ -49,9 +49,8 @@ KEYS = (
     "ELEVENLABS_API_KEY",
     "AZURE_SPEECH_KEY",
     "AZURE_SPEECH_REGION",
-    "DAILY_API_KEY",
 )
-"""What vendors' providers will want. A value is never shown."""
+"""What vendors' providers want. A value is never shown."""
 
 ENGINES = {"onnxruntime": "onnxruntime", "xllamacpp": "xllamacpp", "hibari": "hibari-tts"}
 """Import name to package, of what runs the local models."""
@@ -393,7 +392,7 @@ def _keys() -> Iterator[Finding]:
         rows = textwrap.wrap(f"{words}: {listed or 'none'}", COLUMNS - 20)
         for i, row in enumerate(rows):
             last = words == "not set" and row is rows[-1]
-            fix = "their providers are not in this version yet" if last else ""
+            fix = "each key turns its provider on: docs/providers.md" if last else ""
             yield Finding("Configured", "vendor keys" if not i else "", "note", row, fix)
 
 

@@ -9,6 +9,7 @@ Cancellation: every await may be cancelled; the connector then stops the work an
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -58,6 +59,10 @@ PATIENT = Deadlines(connect_ms=30_000, first_ms=20_000, between_ms=10_000, total
 """For models on this machine: slow when it is busy, and nobody else would be quicker."""
 
 
+CONNECT_MS: ContextVar[int] = ContextVar("connect_ms", default=Deadlines.connect_ms)
+"""The connect deadline of the call that is being made, for what opens connections inside of it."""
+
+
 class Connector:
     """What the connectors of every stage have in common. Made without arguments, and making one is cheap."""
 
@@ -69,6 +74,9 @@ class Connector:
 
     options: ClassVar[type[Options]]
     """The model that checks its part of the configuration."""
+
+    shared: ClassVar[bool] = True
+    """Whether its failures are everybody's, as a vendor's are. False: those of this machine alone."""
 
     def availability(self) -> Availability:
         """Whether it can work here: keys, files and packages are there. Opens no connection, loads no model."""
@@ -108,6 +116,9 @@ class Heard:
 
     ended: bool = False
     """The provider itself decided that the caller has finished (only where `SttStream.endpointing`)."""
+
+    eager: bool = False
+    """The provider thinks that the caller has probably finished. Wrong, if the next one is neither eager nor ended."""
 
 
 class SttStream(ABC):

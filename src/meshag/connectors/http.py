@@ -7,15 +7,17 @@ and, where the vendor gives one, its short code.
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from json import dumps
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from meshag import clock
+from meshag.connectors.contracts import CONNECT_MS
 from meshag.errors import (
     ConnectorError,
     ProviderGarbage,
@@ -30,6 +32,9 @@ LINE_BYTES = 1024 * 1024
 
 ERROR_BYTES = 16 * 1024
 """As much of an error's body is read."""
+
+END_S = 0.05
+"""From the last event of a stream to the end of the answer."""
 
 RETRY_AFTER_MOST_S = 300.0
 """A provider that wants more patience than this is asked again all the same."""
@@ -70,9 +75,12 @@ class Http:
         """
         if json is not None:
             headers = {**headers, "Content-Type": "application/json"}
-            data = msgspec.json.encode(json)
+            data = encoded(json)
         with failures(self.provider):
-            async with self.session.request(method, url, headers=headers, data=data, allow_redirects=False) as answer:
+            limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_MS.get() / 1000)
+            async with self.session.request(
+                method, url, headers=headers, data=data, allow_redirects=False, timeout=limit
+            ) as answer:
                 if answer.status >= 300:
                     raise await refused(self.provider, answer)
                 yield answer
@@ -108,6 +116,14 @@ class failures:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and (ours := as_ours(self._provider, error)) is not None:
             raise ours from error
+
+
+def encoded(value: Any) -> bytes:
+    """A value as JSON. Halves of surrogate pairs, which UTF-8 cannot hold, become question marks."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return dumps(value, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def as_ours(provider: str, error: BaseException) -> ConnectorError | None:
@@ -157,9 +173,9 @@ def error_code(body: bytes) -> str:
 def by_status(provider: str, status: int, code: str, headers: Mapping[str, str]) -> ConnectorError:
     """The error that an HTTP status means. `code`: the vendor's own short word for it."""
     what = f"{provider}: HTTP {status}" + (f" {code}" if code else "")
+    if code in ("insufficient_quota", "quota_exceeded"):  # with status 429 at one vendor, 401 at another
+        return ProviderUnavailable(what, code="provider_quota")
     if status == 429:
-        if code == "insufficient_quota":
-            return ProviderUnavailable(what, code="provider_quota")
         return ProviderLimited(what, retry_after_s=retry_after_s(headers))
     if status in (401, 402, 403):
         return ProviderRejected(what, code="provider_unauthorized")
@@ -188,7 +204,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return None
 
 
-async def server_events(provider: str, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def server_events(provider: str, answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
     """The data of each server-sent event, in order. Comments, names and ids are left out.
 
     Raises ProviderGarbage when it is no event stream, or an event is longer than `LINE_BYTES`.
@@ -210,3 +226,16 @@ async def server_events(provider: str, answer: aiohttp.ClientResponse) -> AsyncI
                 data, size = [], 0
         if size + len(rest) > LINE_BYTES:
             raise ProviderGarbage(f"{provider}: an endless event")
+
+
+async def read_out(answer: aiohttp.ClientResponse) -> None:
+    """Take in the end of an answer whose last event is known, so that its connection serves the next call too.
+
+    It follows at once or not at all: who has to wait for it closes the connection instead.
+    """
+    try:
+        async with asyncio.timeout(END_S):
+            while not answer.content.at_eof():
+                await answer.content.readany()
+    except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError):
+        pass

@@ -28,9 +28,7 @@ def provider_problems(registry: Registry, request: SessionRequest) -> list[Probl
     if any(not problem.warning for problem in problems):
         return problems
     for stage in stages_of(request.config):
-        chosen = request.config.connectors.of(stage)
-        listed = request.config.connectors.listed(stage)
-        for candidate in candidates(registry, stage, listed, chosen.config, Connector):
+        for candidate in candidates(registry, stage, request.config.connectors.of(stage), Connector):
             try:
                 candidate.connector.accept(candidate.options)
             except ConfigError as error:

@@ -29,7 +29,7 @@ def configure(level: str, form: str) -> None:
 
 
 def _not_the_callers_fault(record: logging.LogRecord) -> bool:
-    """False for requests that are no HTTP: the HTTP server logs a traceback for each, and anybody may send any number."""
+    """False for requests that are no HTTP: the server logs a traceback for each, and anybody may send any number."""
     error = record.exc_info[1] if record.exc_info else None
     return type(error).__name__ not in _BAD_REQUESTS
 

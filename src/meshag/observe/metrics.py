@@ -30,3 +30,15 @@ VOICE_TO_VOICE_SECONDS = Histogram(
     "From the end of the caller's speech to the first agent audio leaving.",
     buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0),
 )
+
+BREAKER = Gauge("meshag_provider_breaker", "0: in use, 1: open, it failed, 2: switched off.", ["stage", "provider"])
+BREAKERS_OPENED = Counter(
+    "meshag_provider_breaker_opened_total",
+    "Breakers that this worker opened, by error code.",
+    ["stage", "provider", "code"],
+)
+PROBES = Counter(
+    "meshag_provider_probes_total", "Probes of open providers, by result.", ["stage", "provider", "result"]
+)
+TOKENS = Counter("meshag_llm_tokens_total", "Tokens that models read (in) and wrote (out).", ["provider", "direction"])
+TOOL_CALLS = Counter("meshag_tool_calls_total", "Functions that models called, by result.", ["result"])

@@ -12,14 +12,22 @@ from pydantic import Field, ValidationError
 
 from meshag.sessions.pipeline import Edge, Part, Pipeline, Stream
 from meshag.sessions.problems import ConfigProblems, Problem, problems_of
-from meshag.sessions.providers import Connectors, Lookup, ProviderState, StageConnectors, provider_problems
+from meshag.sessions.providers import (
+    Connectors,
+    Lookup,
+    ProviderState,
+    StageConnectors,
+    StageDeadlines,
+    provider_problems,
+)
 from meshag.sessions.strict_json import MAX_BYTES, MAX_DEPTH, read_json
+from meshag.sessions.tools import ToolConfig, ToolList
 from meshag.subjects import STAGES, Stage
 
 __all__ = [
     "ConfigProblems", "Connectors", "Edge", "Pipeline", "Problem", "ProviderState", "SessionConfig", "SessionRequest",
-    "StageConnectors", "Stream", "Turns", "check_providers", "effective", "feeds", "hears", "listeners",
-    "parse_request", "patched", "read_json", "sources", "stages_of",
+    "StageConnectors", "StageDeadlines", "Stream", "ToolConfig", "Turns", "check_providers", "effective", "feeds",
+    "hears", "listeners", "parse_request", "patched", "read_json", "sources", "stages_of",
 ]  # fmt: skip
 
 PROMPT = (
@@ -65,6 +73,12 @@ class SessionConfig(Part):
 
     turns: Turns = Field(default_factory=Turns)
     """When the caller has begun, paused and finished. Default: silence of 700 ms ends a turn."""
+
+    tools: ToolList = Field(default_factory=list)
+    """Functions that the model may call, at most 32. Default: none."""
+
+    tools_per_turn: int = Field(default=4, ge=0, le=16)
+    """Calls of tools in one turn; then the model has to answer. 0 to 16. Default 4."""
 
 
 class SessionRequest(Part):

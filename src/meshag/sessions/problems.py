@@ -114,6 +114,8 @@ def _names_at(model: type[BaseModel], loc: Sequence[object]) -> list[str]:
     for step in loc:
         if isinstance(place, type) and issubclass(place, BaseModel):
             place = next((f.annotation for n, f in place.model_fields.items() if step in (n, f.alias)), None)
+            if get_args(place)[1:] == (type(None),):  # X | None
+                place = get_args(place)[0]
         else:
             place = next(iter(get_args(place)[-1:]), None)
     if isinstance(place, type) and issubclass(place, BaseModel):

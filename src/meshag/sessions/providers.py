@@ -1,8 +1,9 @@
 """Which provider serves which stage, and whether it can. What is installed is passed in: sessions know no connector."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
@@ -12,6 +13,34 @@ from meshag.subjects import Stage
 
 ProviderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 """1 to 64 letters, digits, `-` and `_`."""
+
+
+D = TypeVar("D")
+
+
+class StageDeadlines(Part):
+    """How long a stage's providers may take. What is left out is the provider's own default."""
+
+    connect_ms: int | None = Field(default=None, ge=50, le=60_000)
+    """To be ready, ms. 50 to 60,000. Default: the provider's own, mostly 1,500."""
+
+    first_ms: int | None = Field(default=None, ge=50, le=60_000)
+    """To the first item, ms; for stt: from the end of the turn. 50 to 60,000. Default: the provider's own; the last one
+    left of stt and llm has three times as long. Said here, it holds for all."""
+
+    between_ms: int | None = Field(default=None, ge=50, le=60_000)
+    """From one item to the next, ms. 50 to 60,000. Default: the provider's own, mostly 1,000."""
+
+    total_ms: int | None = Field(default=None, ge=100, le=600_000)
+    """To the end of one answer, ms. 100 to 600,000. Default: the provider's own, mostly 60,000."""
+
+    notice_ms: int | None = Field(default=None, ge=100, le=60_000)
+    """When nothing has been said for this long, the caller is asked for patience, ms. 100 to 60,000. Default 1,800."""
+
+    def over(self, defaults: D) -> D:
+        """`defaults`, a dataclass with fields of these names, with what is said here in their place."""
+        said = {name: value for name, value in self.model_dump().items() if value is not None}
+        return dataclasses.replace(defaults, **said) if said else defaults  # type: ignore[type-var]
 
 
 class StageConnectors(Part):
@@ -25,6 +54,13 @@ class StageConnectors(Part):
 
     config: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Each provider's own options, by its name. Default: none."""
+
+    deadlines: StageDeadlines = Field(default_factory=StageDeadlines)
+    """How long a provider may take before the next one is asked. Default: each provider's own."""
+
+    hedge_ms: int | None = Field(default=None, ge=10, le=60_000)
+    """When the first provider is late by so much, ms, the second starts too; who speaks first is heard. 10 to 60,000.
+    Default: one after the other."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "StageConnectors":

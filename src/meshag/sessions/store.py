@@ -22,6 +22,7 @@ from meshag import clock
 from meshag.errors import SessionError, StoreError
 from meshag.ids import SessionId, WorkerId, parse_session_id
 from meshag.sessions.config import SessionRequest
+from meshag.sessions.tools import STORED
 from meshag.subjects import STAGES, Stage
 
 _FAILURES = (exceptions.ValkeyError, OSError, TimeoutError)
@@ -194,7 +195,7 @@ class SessionStore:
         return SessionRecord(
             session,
             stored["version"],
-            SessionRequest.model_validate(stored["request"]),
+            SessionRequest.model_validate(stored["request"], context=STORED),
             state.get("status", "created"),
             float(state.get("created_at_s", 0)),
             int(float(state.get("ttl_s", 3600))),

@@ -1,18 +1,38 @@
 """Language model: ends of turns and typed text in, a reply in speakable chunks out.
 
 on_frame   TurnEnded or TextIn → _answer
-_answer    history + prompt → provider → ReplyStarted, ReplyChunk …, ReplyEnded
+_answer    history + prompt + tools → provider → ReplyStarted, ReplyChunk …, ReplyEnded
+           a provider breaks off: the next one goes on after what was said · the model calls a function: _call_tools
 on_signal  Interrupt: stop · Played: the history keeps what was heard
 resume     the former owner is gone: go on after the last chunk that it said
 """
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from meshag import clock
-from meshag.connectors.contracts import LlmConnector, LlmRequest, Message, ReplyDone, TextDelta
-from meshag.connectors.failover import APOLOGY, APOLOGY_UNHEARD, Candidate, as_failure, candidates, watched
-from meshag.errors import ConnectorError, MeshError, StoreError, WireError
+from meshag.connectors.contracts import (
+    LlmConnector,
+    LlmEvent,
+    LlmRequest,
+    Message,
+    ReplyDone,
+    TextDelta,
+    Tool,
+    ToolCall,
+)
+from meshag.connectors.failover import (
+    APOLOGY,
+    APOLOGY_UNHEARD,
+    NOTICE,
+    AllFailed,
+    BrokeOff,
+    Candidate,
+    relay,
+)
+from meshag.errors import ConnectorError, ProviderGarbage, StoreError, WireError
 from meshag.frames import (
     AnyFrame,
     Interrupt,
@@ -21,12 +41,16 @@ from meshag.frames import (
     ReplyEnded,
     ReplyStarted,
     StageFailed,
+    StageLate,
     TextIn,
+    ToolAnswered,
+    ToolCalled,
     TurnEnded,
 )
 from meshag.observe import metrics
 from meshag.stages.owned import Owned, subject_of
 from meshag.subjects import Stage
+from meshag.turns.continuation import Continuation
 from meshag.turns.history import Exchange, History, decode, encode, heard
 from meshag.turns.sentences import Chunker
 
@@ -36,11 +60,26 @@ HISTORY_CHARS = 24_000
 REPLY_CHARS = 4_000
 """A longer reply is cut: nobody listens to it, and a provider may never stop."""
 
+LEAST_CHARS_PER_S = 5.0
+"""A vendor's model that writes less is out of order: speech takes about fifteen characters a second."""
+
 SAME_UTTERANCE_MS = 1_000
 """Two reports of a turn whose speech ends are closer than this are of the same utterance."""
 
 STORE_AGAIN_S = 1.0
 """Between two attempts to write what was said."""
+
+
+@dataclass
+class Step:
+    """A function that the model has called in a reply."""
+
+    n: int
+    batch: int
+    chunks: int
+    """How many chunks the reply had before it."""
+    call: ToolCall
+    answer: str | None = None
 
 
 @dataclass
@@ -50,12 +89,26 @@ class Reply:
     turn: int
     user: str
     chunks: list[str] = field(default_factory=list)
+    """All that was published of it, what bridges a wait included."""
+    fillers: set[int] = field(default_factory=set)
+    """The chunks that only bridge a wait."""
+    steps: list[Step] = field(default_factory=list)
     ended: bool = False
+
+    def texts(self, start: int = 0, end: int | None = None) -> list[str]:
+        """The text of each chunk, fillers empty."""
+        chunks = list(enumerate(self.chunks))[start:end]
+        return ["" if n in self.fillers else text for n, text in chunks]
 
     @property
     def text(self) -> str:
-        """What has been published of it."""
-        return "".join(self.chunks)
+        """What has been published of the reply itself."""
+        return "".join(self.texts())
+
+    @property
+    def said(self) -> str:
+        """What the model has said since it last called a function."""
+        return "".join(self.texts(self.steps[-1].chunks if self.steps else 0))
 
 
 class LlmSession(Owned):
@@ -81,7 +134,7 @@ class LlmSession(Owned):
         return {subject_of("transport", "text", self.session): "transport"}
 
     async def warm(self) -> None:
-        if not self._candidates():
+        if not self.able(LlmConnector):  # type: ignore[type-abstract]
             raise ConnectorError("no llm provider of this session is available here", code="provider_unknown")
         try:
             stored = await self.host.store.history(self.session)
@@ -101,6 +154,10 @@ class LlmSession(Owned):
             self._begin(frame)
         elif isinstance(frame, StageFailed):
             self._apologise(frame.turn, APOLOGY_UNHEARD)
+        elif isinstance(frame, StageLate):
+            self._ask_patience(self._replies.setdefault(frame.turn, Reply(frame.turn, "")))
+        elif isinstance(frame, TurnEnded) and (reply := self._replies.get(frame.turn)) is not None and not reply.ended:
+            self._end(reply, "stop")  # patience was asked for nothing
 
     def _begin(self, frame: TurnEnded | TextIn) -> None:
         asked = (type(frame).__name__, frame.epoch, frame.seq)
@@ -111,7 +168,8 @@ class LlmSession(Owned):
         self.begin_turn()
         turn = frame.turn if frame.turn > self._last_turn else self._last_turn + 1
         self._last_turn = turn
-        reply = self._replies[turn] = Reply(turn, frame.text)
+        reply = self._replies.setdefault(turn, Reply(turn, ""))
+        reply.user = frame.text
         self._settle(before=turn)
         self._work = self.spawn(self._answer(reply))
 
@@ -128,7 +186,7 @@ class LlmSession(Owned):
             if self._last_turn <= frame.turn:
                 self._stop("interrupted")
         elif isinstance(frame, Played) and (reply := self._replies.get(frame.turn)) is not None:
-            text = heard(reply.chunks, frame.n, frame.ms, frame.chunk_ms) if frame.interrupted else reply.text
+            text = heard(reply.texts(), frame.n, frame.ms, frame.chunk_ms) if frame.interrupted else reply.text
             self._commit(reply, text, interrupted=frame.interrupted)
 
     def _stop(self, reason: str) -> None:
@@ -174,69 +232,134 @@ class LlmSession(Owned):
 
     # -- the reply ----------------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[Candidate[LlmConnector]]:
-        chosen = self.config.connectors.llm
-        names = [chosen.primary, *chosen.fallback]
-        return candidates(self.host.registry, "llm", names, chosen.config, LlmConnector)  # type: ignore[type-abstract]
-
     def _request(self, reply: Reply, candidate: Candidate[LlmConnector]) -> LlmRequest:
         told = History([*self._history.exchanges, Exchange(reply.turn, reply.user)]).messages(HISTORY_CHARS)
         messages = [Message(role, text) for role, text in told]
-        return LlmRequest(self.config.system_prompt, messages, candidate.options, said=reply.text)
+        start = 0
+        for batch in sorted({step.batch for step in reply.steps}):
+            steps = [step for step in reply.steps if step.batch == batch]
+            text = "".join(reply.texts(start, steps[0].chunks))
+            messages.append(Message("assistant", text, [step.call for step in steps]))
+            messages += [Message("tool", step.answer or "", call_id=step.call.id) for step in steps]
+            start = steps[0].chunks
+        may_call = candidate.connector.tools and len(reply.steps) < self.config.tools_per_turn
+        tools = [Tool(t.name, t.description, t.parameters) for t in self.config.tools] if may_call else []
+        return LlmRequest(self.config.system_prompt, messages, candidate.options, said=reply.said, tools=tools)
 
     async def _answer(self, reply: Reply) -> None:
-        """Stream the reply from the first provider that gives one; each goes on where the one before it stopped."""
-        for candidate in self._candidates():
-            model = candidate.connector.model(candidate.options)
-            self.say(ReplyStarted(turn=reply.turn, provider=candidate.name, model=model))
-            try:
-                reason = await self._stream(reply, candidate)
-            except Exception as error:
-                failure = as_failure(error, candidate.name)
-                metrics.PROVIDER_FAILURES.labels("llm", candidate.name, failure.code).inc()
-                self.log.warning("provider_failed", provider=candidate.name, code=failure.code, error=str(failure))
-                continue
-            if reply.chunks:
-                metrics.TURNS.labels("llm", candidate.name, "answered").inc()
-                self._end(reply, reason)
-                return
-            self.log.warning("provider_failed", provider=candidate.name, code="empty_reply")
-        self.failed(reply.turn, MeshError("no language model answered", code="all_providers_failed", retryable=True))
-        if not reply.chunks:
-            self._chunk(reply, APOLOGY)
-        self._end(reply, "failed")
+        """Stream the reply; functions that the model calls are called, and it goes on with what they answer."""
+        asked = self.able(LlmConnector)  # type: ignore[type-abstract]
+        waiting = self.spawn(self._wait(reply, asked[0].deadlines.notice_ms if asked else 0))
+        try:
+            while True:
+                await self._call_tools(reply)
+                try:
+                    reason = await self._stream(reply, asked)
+                except BrokeOff as broke:  # the next one goes on after what was said
+                    asked = asked[asked.index(broke.candidate) + 1 :]
+                    continue
+                if reason != "tools":
+                    break
+            self._end(reply, reason)
+        except AllFailed as error:
+            self.failed(reply.turn, error)
+            self._bridge(reply, APOLOGY)
+            self._end(reply, "failed")
+        finally:
+            waiting.cancel()
 
-    async def _stream(self, reply: Reply, candidate: Candidate[LlmConnector]) -> str:
-        chunker, reason = Chunker(first=not reply.chunks), "stop"
-        started_ns, first, chars = clock.monotonic_ns(), True, len(reply.text)
-        events = candidate.connector.reply(self._request(reply, candidate))
-        async for event in watched(events, candidate.connector.deadlines, candidate.name):
-            if first:
-                first = False
-                waited = (clock.monotonic_ns() - started_ns) / 1e9
-                metrics.FIRST_ITEM_SECONDS.labels("llm", candidate.name).observe(waited)
-            if isinstance(event, ReplyDone):
-                reason = event.reason
-                break
-            if not isinstance(event, TextDelta):
-                continue
-            chars += len(event.text)
-            for chunk in chunker.push(event.text):
-                self._chunk(reply, chunk)
-            if chars > REPLY_CHARS:
-                reason = "length"
-                break
-        for chunk in chunker.flush():
+    async def _stream(self, reply: Reply, asked: list[Candidate[LlmConnector]]) -> str:
+        """Publish what the first of `asked` that answers says, and the functions that it calls. Returns why it ended.
+
+        Raises BrokeOff or AllFailed.
+        """
+        going_on, chunker = Continuation(reply.said), Chunker(first=not reply.chunks)
+        calls: list[ToolCall] = []
+        reason, chars, started_ns = "stop", len(reply.text), clock.monotonic_ns()
+        answering: Candidate[LlmConnector] | None = None
+        source = relay(
+            asked,
+            lambda candidate: self._events(reply, candidate),
+            self.provider_failed,
+            hedge_ms=self.config.connectors.llm.hedge_ms,
+            weigh=lambda event: len(event.text) if isinstance(event, TextDelta) else LEAST_CHARS_PER_S * 10,
+            least_per_s=LEAST_CHARS_PER_S,
+        )
+        async with aclosing(source):
+            async for candidate, event in source:
+                if answering is None:
+                    answering = candidate
+                    waited = (clock.monotonic_ns() - started_ns) / 1e9
+                    metrics.FIRST_ITEM_SECONDS.labels("llm", candidate.name).observe(waited)
+                    model = candidate.connector.model(candidate.options)
+                    self.say(ReplyStarted(turn=reply.turn, provider=candidate.name, model=model))
+                if isinstance(event, TextDelta):
+                    chars += len(event.text)
+                    for chunk in chunker.push(going_on.push(event.text)):
+                        self._chunk(reply, chunk)
+                    if chars > REPLY_CHARS:
+                        reason = "length"
+                        break
+                elif isinstance(event, ToolCall):
+                    calls.append(event)
+                else:
+                    reason = "stop" if event.reason == "tools" else event.reason  # it called none that it was offered
+                    self._count(candidate.name, event)
+                    break
+        for chunk in [*chunker.push(going_on.flush()), *chunker.flush()]:
             self._chunk(reply, chunk)
-        return reason
+        if answering is not None and not calls:
+            metrics.TURNS.labels("llm", answering.name, "answered").inc()
+        self._note_calls(reply, calls)
+        return "tools" if calls else reason
 
-    def _chunk(self, reply: Reply, text: str) -> None:
-        self.say(ReplyChunk(turn=reply.turn, n=len(reply.chunks), text=text))
+    async def _events(self, reply: Reply, candidate: Candidate[LlmConnector]) -> AsyncIterator[LlmEvent]:
+        """A provider's events from the first that holds a word or a call on. Raises ProviderGarbage where none does."""
+        blank, said, request = "", False, self._request(reply, candidate)
+        async with aclosing(candidate.connector.reply(request)) as events:  # type: ignore[type-var]
+            async for event in events:
+                if isinstance(event, ToolCall) and not request.tools:
+                    continue  # none were offered
+                if isinstance(event, TextDelta) and not said:
+                    if not event.text.strip():
+                        blank += event.text
+                        continue
+                    event = TextDelta(blank + event.text)
+                elif isinstance(event, ReplyDone) and not said and not reply.said:
+                    raise ProviderGarbage(f"{candidate.name}: an empty answer", code="provider_empty")
+                said = True
+                yield event
+
+    def _count(self, provider: str, done: ReplyDone) -> None:
+        for direction, tokens in (("in", done.input_tokens), ("out", done.output_tokens)):
+            metrics.TOKENS.labels(provider, direction).inc(tokens)
+
+    def _chunk(self, reply: Reply, text: str, *, filler: bool = False) -> None:
+        if filler:
+            reply.fillers.add(len(reply.chunks))
+        self.say(ReplyChunk(turn=reply.turn, n=len(reply.chunks), text=text, filler=filler))
         reply.chunks.append(text)
 
     def _end(self, reply: Reply, reason: str) -> None:
         reply.ended = True
         self.say(ReplyEnded(turn=reply.turn, chunks=len(reply.chunks), reason=reason))
+
+    # -- when there is nothing to say ---------------------------------------------------------------------------------
+
+    async def _wait(self, reply: Reply, notice_ms: int) -> None:
+        await asyncio.sleep(notice_ms / 1000)
+        if not reply.chunks:
+            self._ask_patience(reply)
+
+    def _ask_patience(self, reply: Reply) -> None:
+        if not reply.ended:
+            self._bridge(reply, NOTICE)
+
+    def _bridge(self, reply: Reply, text: str) -> None:
+        """Say something that is heard, but no part of the reply."""
+        if not reply.chunks:
+            self.say(ReplyStarted(turn=reply.turn, provider="meshag", model="notice"))
+        self._chunk(reply, text, filler=True)
 
     def _apologise(self, turn: int, text: str) -> None:
         """Those before us could not do their part: tell the caller so, in words."""
@@ -244,10 +367,65 @@ class LlmSession(Owned):
             return
         self._stop("interrupted")
         self._last_turn = turn
-        reply = self._replies[turn] = Reply(turn, "")
-        self.say(ReplyStarted(turn=turn, provider="meshag", model="apology"))
-        self._chunk(reply, text)
+        reply = self._replies.setdefault(turn, Reply(turn, ""))
+        self._bridge(reply, text)
         self._end(reply, "failed")
+
+    # -- functions ----------------------------------------------------------------------------------------------------
+
+    def _note_calls(self, reply: Reply, calls: list[ToolCall]) -> None:
+        """Publish what is to be called, before it is: whoever takes over calls it under the same key."""
+        batch = reply.steps[-1].batch + 1 if reply.steps else 0
+        for call in calls:
+            step = Step(len(reply.steps), batch, len(reply.chunks), call)
+            reply.steps.append(step)
+            self.say(
+                ToolCalled(
+                    turn=reply.turn,
+                    n=step.n,
+                    batch=batch,
+                    chunks=step.chunks,
+                    id=call.id,
+                    name=call.name,
+                    arguments=call.arguments,
+                )
+            )
+
+    async def _call_tools(self, reply: Reply) -> None:
+        """Call what has not answered yet, side by side."""
+        open_steps = [step for step in reply.steps if step.answer is None]
+        if not open_steps:
+            return
+        known = {tool.name: tool for tool in self.config.tools}
+        slow = [known[step.call.name] for step in open_steps if step.call.name in known]
+        bridging = self.spawn(self._bridge_tools(reply, slow[0].say, slow[0].say_after_ms)) if slow else None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for step in open_steps:
+                    group.create_task(self._call_tool(reply, step))
+        finally:
+            if bridging is not None:
+                bridging.cancel()
+
+    async def _bridge_tools(self, reply: Reply, text: str, after_ms: int) -> None:
+        await asyncio.sleep(after_ms / 1000)
+        if text.strip():
+            self._bridge(reply, f"{text.strip()} ")
+
+    async def _call_tool(self, reply: Reply, step: Step) -> None:
+        key = f"{self.session}/{reply.turn}/{step.n}"
+        tool = next((tool for tool in self.config.tools if tool.name == step.call.name), None)
+        if tool is None:
+            metrics.TOOL_CALLS.labels("unknown").inc()
+            step.answer = '{"error": "there is no such function"}'
+        elif step.n >= self.config.tools_per_turn:
+            metrics.TOOL_CALLS.labels("limit").inc()
+            step.answer = '{"error": "too many calls: answer with what you know"}'
+        else:
+            step.answer = await self.host.tools.call(
+                tool, step.call.arguments, key=key, session=self.session, turn=reply.turn
+            )
+        self.say(ToolAnswered(turn=reply.turn, n=step.n, text=step.answer))
 
     # -- takeover -----------------------------------------------------------------------------------------------------
 
@@ -282,6 +460,13 @@ class LlmSession(Owned):
         question = asked.get(frame.turn)
         reply = self._replies.setdefault(frame.turn, Reply(frame.turn, question.text if question else ""))
         if isinstance(frame, ReplyChunk) and frame.n == len(reply.chunks):
+            if frame.filler:
+                reply.fillers.add(frame.n)
             reply.chunks.append(frame.text)
+        elif isinstance(frame, ToolCalled) and frame.n == len(reply.steps):
+            call = ToolCall(frame.id, frame.name, frame.arguments)
+            reply.steps.append(Step(frame.n, frame.batch, frame.chunks, call))
+        elif isinstance(frame, ToolAnswered) and frame.n < len(reply.steps):
+            reply.steps[frame.n].answer = frame.text
         elif isinstance(frame, ReplyEnded):
             reply.ended = True

@@ -7,7 +7,7 @@ configuration at the next turn, letting go when another worker has taken over.
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import structlog
 
@@ -17,7 +17,11 @@ from meshag.bus.connection import Bus
 from meshag.bus.inlet import ControlInlet, Inlet
 from meshag.bus.journal import Journal
 from meshag.bus.outlet import Guard, Outlet
+from meshag.connectors.breakers import Breakers, opens
+from meshag.connectors.contracts import Connector
+from meshag.connectors.failover import Candidate, candidates
 from meshag.connectors.registry import Registry
+from meshag.connectors.tools import Tools
 from meshag.errors import MeshError
 from meshag.frames import AnyFrame, ConfigChanged, Frame, Handover, OwnerChanged, SessionEnded, StageFailed
 from meshag.ids import SessionId, WorkerId
@@ -28,6 +32,7 @@ from meshag.subjects import Stage
 
 log = structlog.get_logger("meshag.stage")
 
+C = TypeVar("C", bound=Connector)
 
 LOOK_AGAIN_S = (0.05, 0.5)
 """After a takeover the journal is read again after these delays."""
@@ -41,6 +46,8 @@ class Host(Guard, Protocol):
     store: SessionStore
     registry: Registry
     acknowledged: Acknowledged
+    breakers: Breakers
+    tools: Tools
 
     def let_go(self, owned: "Owned", reason: str) -> None:
         """It is over here: close it soon."""
@@ -74,6 +81,8 @@ class Owned(ABC):
         self._outbox: asyncio.Queue[tuple[Outlet, Frame]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._refused: set[str] = set()
+        """Providers that will not do what this session's configuration asks for."""
         self.ending = "bye"
         """Why the worker lets go of it."""
         self.log = log.bind(stage=self.stage, session=self.session, epoch=self.epoch)
@@ -132,6 +141,20 @@ class Owned(ABC):
         """Publish as this stage's output, past the queue: for the media class, which alone speaks on its outlet."""
         await self._outlet.send(frame)
 
+    def able(self, kind: type[C]) -> list[Candidate[C]]:
+        """The session's providers that may be asked now, in their order."""
+        chosen = self.config.connectors.of(self.stage)
+        found = candidates(self.host.registry, self.stage, chosen, kind, self.host.breakers)
+        return [one for one in found if one.name not in self._refused] or found
+
+    def provider_failed(self, candidate: Candidate[Any], failure: MeshError) -> None:
+        """Note that a call to a provider failed, for this session or for everybody."""
+        metrics.PROVIDER_FAILURES.labels(self.stage, candidate.name, failure.code).inc()
+        self.log.warning("provider_failed", provider=candidate.name, code=failure.code, error=str(failure))
+        self.host.breakers.failed(candidate.name, failure, candidate.options_json)
+        if not failure.retryable and not opens(failure):
+            self._refused.add(candidate.name)
+
     def failed(self, turn: int, error: MeshError) -> None:
         """Report that this stage cannot do its part of the turn."""
         metrics.FAILURES.labels(self.stage, error.code).inc()
@@ -146,6 +169,7 @@ class Owned(ABC):
         """A turn begins: a changed configuration holds from here."""
         if self._next_record is not None:
             self._record, self._next_record = self._next_record, None
+            self._refused.clear()
             self.reconfigured()
             self.spawn(self._wire())
 

@@ -17,6 +17,7 @@ class _Piece:
     pcm: bytes
     """Empty: chunk `n` ends here, or with `last` the reply."""
     last: bool = False
+    take: int = 0
 
 
 class Playout:
@@ -28,10 +29,11 @@ class Playout:
         self._pieces: deque[_Piece] = deque()
         self._resampler: Resampler | None = None
         self._resampler_hz = 0
-        self._got_turn = self._got_n = 0
+        self._got_turn = self._got_n = self._got_take = 0
         self._got_ms = 0.0
         self._chunk_ms: dict[tuple[int, int], int] = {}
         self._silenced = self._ended = 0
+        self._take = 0
         self.turn = 0
         """The turn that is being heard; 0 before the first."""
         self.n = 0
@@ -45,12 +47,19 @@ class Playout:
         return bool(self._pieces)
 
     def add(self, frame: Speech) -> None:
-        """Take agent audio; what the caller has been given already, as after a takeover, is dropped."""
+        """Take agent audio; what the caller has been given already, as after a takeover, is dropped.
+
+        A new take of a chunk replaces what is left of the former one: it is another voice, which begins the chunk anew.
+        """
         if frame.turn <= max(self._silenced, self._ended) or frame.turn < self._got_turn:
             return
         start_ms = frame.offset * 1000 / frame.rate_hz
         pcm = frame.pcm
         if (frame.turn, frame.n) == (self._got_turn, self._got_n):
+            if frame.take < self._got_take:
+                return
+            if frame.take > self._got_take:
+                self._drop_take(frame.turn, frame.n)
             if start_ms < self._got_ms:
                 skip = round((self._got_ms - start_ms) * frame.rate_hz / 1000)
                 pcm = pcm[2 * skip :]
@@ -58,11 +67,17 @@ class Playout:
             return
         if not pcm:
             return
-        self._got_turn, self._got_n = frame.turn, frame.n
+        self._got_turn, self._got_n, self._got_take = frame.turn, frame.n, frame.take
         self._got_ms = start_ms + len(frame.pcm) / 2 * 1000 / frame.rate_hz
         if self._resampler is None or self._resampler_hz != frame.rate_hz:
             self._resampler, self._resampler_hz = Resampler(frame.rate_hz, self._rate_hz), frame.rate_hz
-        self._append(_Piece(frame.turn, frame.n, self._resampler.push(pcm)))
+        self._append(_Piece(frame.turn, frame.n, self._resampler.push(pcm), take=frame.take))
+
+    def _drop_take(self, turn: int, n: int) -> None:
+        self._pieces = deque(piece for piece in self._pieces if (piece.turn, piece.n) != (turn, n))
+        self._chunk_ms.pop((turn, n), None)
+        self._resampler = None
+        self._got_ms = 0.0
 
     def end(self, frame: SpeechEnded) -> None:
         """A chunk, or with `last` the reply, is complete. Said again, as after a takeover, it changes nothing."""
@@ -71,14 +86,15 @@ class Playout:
         if frame.turn == self._got_turn and frame.n < self._got_n and not frame.last:
             return
         if self._resampler is not None:
-            self._append(_Piece(frame.turn, self._got_n, self._resampler.push(b"", last=True)))
+            rest = self._resampler.push(b"", last=True)
+            self._append(_Piece(frame.turn, self._got_n, rest, take=self._got_take))
             self._resampler = None
         self._pieces.append(_Piece(frame.turn, frame.n, b"", last=frame.last))
         self._got_turn = frame.turn
         if frame.last:
             self._ended = frame.turn
         else:
-            self._got_n, self._got_ms = frame.n + 1, 0.0
+            self._got_n, self._got_take, self._got_ms = frame.n + 1, 0, 0.0
 
     def _append(self, piece: _Piece) -> None:
         if piece.pcm:
@@ -93,7 +109,9 @@ class Playout:
         while self._pieces and len(out) < self._step_bytes:
             piece = self._pieces[0]
             if piece.turn != self.turn:
-                self.turn, self.n, self.ms = piece.turn, 0, 0
+                self.turn, self.n, self.ms, self._take = piece.turn, 0, 0, 0
+            if piece.take != self._take:
+                self.ms, self._take = 0, piece.take
             if piece.pcm:
                 taken = piece.pcm[: self._step_bytes - len(out)]
                 out += taken
@@ -108,7 +126,7 @@ class Playout:
                 done.append(Played(turn=piece.turn, n=piece.n, ms=0, chunk_ms=0, interrupted=False))
                 self._chunk_ms.clear()
             else:
-                self.n, self.ms = piece.n + 1, 0
+                self.n, self.ms, self._take = piece.n + 1, 0, 0
         return bytes(out), done
 
     def interrupt(self, turn: int) -> Played | None:

@@ -3,6 +3,7 @@
 on_frame      a frame of caller audio → voice activity → endpointer → _on_event
 _on_event     voice began: VoiceStarted · agent interrupted: Interrupt · turn over: recogniser, finish
 _listen       what the recogniser hears: Transcript (interim), Transcript (final) and TurnEnded
+_reopen       the recogniser broke or is late: the next one hears the utterance again, faster than it was spoken
 resume        the former owner is gone: hear its unfinished turn again from the journal
 """
 
@@ -12,10 +13,10 @@ from dataclasses import dataclass, field
 
 from meshag import clock
 from meshag.audio import FRAME_MS
-from meshag.connectors.contracts import Heard, SttConnector, SttStream
-from meshag.connectors.failover import Candidate, as_failure, candidates, connected
-from meshag.errors import ConfigError, ConnectorError, MeshError, ModelError, ProviderTimeout
-from meshag.frames import AnyFrame, AudioIn, Interrupt, Played, TextIn, Transcript, TurnEnded, VoiceStarted
+from meshag.connectors.contracts import Heard, Options, SttConnector, SttStream
+from meshag.connectors.failover import AllFailed, Candidate, as_failure, connected
+from meshag.errors import ConfigError, ConnectorError, MeshError, ProviderTimeout
+from meshag.frames import AnyFrame, AudioIn, Interrupt, Played, StageLate, TextIn, Transcript, TurnEnded, VoiceStarted
 from meshag.models.catalogue import find
 from meshag.models.store import path
 from meshag.observe import metrics
@@ -23,7 +24,17 @@ from meshag.sessions.config import Turns, stages_of
 from meshag.settings import Settings
 from meshag.stages.owned import Owned, subject_of
 from meshag.subjects import Stage
-from meshag.turns.endpointing import BargeIn, Endpointer, FalseStart, TurnEnd, TurnEvent, TurnSettings, VoiceStart
+from meshag.turns.endpointing import (
+    BargeIn,
+    Endpointer,
+    FalseStart,
+    TurnEnd,
+    TurnEvent,
+    TurnSettings,
+    VoicePause,
+    VoiceResume,
+    VoiceStart,
+)
 from meshag.turns.vad import WINDOW_MS, SileroModel, SileroVad
 
 BEFORE_VOICE = 50
@@ -31,6 +42,9 @@ BEFORE_VOICE = 50
 
 RECENT = 60_000 // FRAME_MS
 """Frames that another provider hears again where the providers find the turns."""
+
+TRY_AGAIN_S = 1.0
+"""After every provider has failed, they are tried again after this long, or at the next end of a turn."""
 
 ANSWER_BOUND_MS = 90_000
 """An answer that nobody reports as played is over after this long."""
@@ -49,6 +63,8 @@ class Utterance:
     finished_ns: int = 0
     """Monotonic time at which the recogniser was asked for the final; 0 before."""
     text: str = ""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when its end has been published."""
 
 
 class SttSession(Owned):
@@ -68,8 +84,15 @@ class SttSession(Owned):
         self._current: Utterance | None = None
         self._finishing: deque[Utterance] = deque()
         self._stream: SttStream | None = None
-        self._provider = ""
-        self._listener: asyncio.Task[None] | None = None
+        self._candidate: Candidate[SttConnector] | None = None
+        """Whose stream it is."""
+        self._hedge: tuple[Candidate[SttConnector], SttStream] | None = None
+        """A second one that hears a late utterance beside it."""
+        self._tried: set[str] = set()
+        """Providers that have failed since something was last recognised."""
+        self._paused = False
+        self._opening = asyncio.Lock()
+        self._forget_switches = self.host.breakers.on_change(self._on_switch)
         self._last_frame: AudioIn | None = None
         self._recent: deque[bytes] = deque(maxlen=RECENT)
         """Where the provider finds the turns: what it may still be making one of."""
@@ -89,8 +112,14 @@ class SttSession(Owned):
     async def warm(self) -> None:
         if self.config.turns.vad == "silero":
             self._vad = SileroVad(self._silero_model())
-        await self._open_stream(skip=0)
-        self.spawn(self._watch_finals())
+        try:
+            await self._open_first()
+        except MeshError:
+            if self.epoch == 1:
+                raise
+            self.spawn(self._try_again())  # the session has begun: it goes on, whatever its providers do
+        finally:
+            self._tried.clear()
 
     @classmethod
     def _silero_model(cls) -> SileroModel:
@@ -133,6 +162,10 @@ class SttSession(Owned):
                 self._stream.reset()
             utterance.audio_seq, utterance.audio_epoch, utterance.speech_end_ns = frame.seq, frame.epoch, frame.at_ns
             self._turn_ended(utterance, "")
+        elif isinstance(event, VoicePause):
+            self._paused = True
+        elif isinstance(event, VoiceResume):
+            self._paused = False
         elif isinstance(event, TurnEnd):
             silence_ms = self._endpointer.now_ms - event.speech_end_ms
             self._turn_over(frame, frame.at_ns - silence_ms * clock.MS)
@@ -141,7 +174,10 @@ class SttSession(Owned):
         self.begin_turn()
         self._turn += 1
         self._current = Utterance(self._turn)
+        self._paused = False
         self._say_started(frame)
+        if self._stream is not None and self._stream.interims and self._candidate is not None:
+            self.spawn(self._wait_interim(self._current, self._stream, self._candidate))
         for pcm in self._preroll:
             self._feed(self._current, pcm)
         self._preroll.clear()
@@ -166,7 +202,8 @@ class SttSession(Owned):
         if self._stream is not None:
             self._stream.finish()
         else:
-            self.spawn(self._reopen(ConnectorError("no recogniser is open")))
+            self.spawn(self._reopen())
+        self.spawn(self._wait_final(utterance))
 
     # -- who is being answered ----------------------------------------------------------------------------------------
 
@@ -184,54 +221,71 @@ class SttSession(Owned):
 
     # -- the recogniser -----------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[Candidate[SttConnector]]:
-        chosen = self.config.connectors.stt
-        names = [chosen.primary, *chosen.fallback]
-        return candidates(self.host.registry, "stt", names, chosen.config, SttConnector)  # type: ignore[type-abstract]
+    @property
+    def _provider(self) -> str:
+        return "" if self._candidate is None else self._candidate.name
 
-    async def _open_stream(self, skip: int) -> None:
-        """Open the first provider that works, from candidate number `skip` on. Raises MeshError when none does."""
+    def _left(self) -> list[Candidate[SttConnector]]:
+        """Who may be asked now."""
+        able = self.able(SttConnector)  # type: ignore[type-abstract]
+        return [one for one in able if one.name not in self._tried]
+
+    async def _open_first(self) -> None:
+        """Open the first provider that works. Raises MeshError when none does, and leaves what is open as it is."""
         problem: MeshError = ConfigError("no stt provider of this session is available here", code="provider_unknown")
-        for candidate in self._candidates()[skip:]:
+        while asked := self._left():
+            candidate = asked[0]
             try:
-                self._stream = await connected(
-                    candidate.connector.open(candidate.options), candidate.connector.deadlines, candidate.name
-                )
-            except (ConnectorError, ModelError) as error:
-                problem = error
-                metrics.PROVIDER_FAILURES.labels("stt", candidate.name, error.code).inc()
+                stream = await self._opened(candidate)
+            except Exception as error:
+                problem = as_failure(error, candidate.name)
+                self._tried.add(candidate.name)
+                self.provider_failed(candidate, problem)
                 continue
-            self._provider = candidate.name
-            if self._vad is None and not self._stream.endpointing:
-                await self._stream.aclose()
+            if self._vad is None and not stream.endpointing:
+                await stream.aclose()
                 raise ConfigError(
                     f"turns.vad is 'provider', but '{candidate.name}' does not find the ends of turns",
                     path="config.turns.vad",
                     fix="set it to 'silero'",
                 )
-            self._listener = self.spawn(self._listen(self._stream))
+            self._stream, self._candidate = stream, candidate
+            self.spawn(self._listen(candidate, stream))
             return
-        self._stream = None
         raise problem
 
-    async def _listen(self, stream: SttStream) -> None:
+    async def _opened(self, candidate: Candidate[SttConnector]) -> SttStream:
+        opening = candidate.connector.open(candidate.options)
+        stream: SttStream = await connected(opening, candidate.deadlines, candidate.name)
+        return stream
+
+    async def _listen(self, candidate: Candidate[SttConnector], stream: SttStream) -> None:
         try:
             async for heard in stream.heard():
-                self._on_heard(heard)
+                if stream is self._stream:
+                    self._on_heard(heard)
+                elif self._hedge is not None and stream is self._hedge[1] and heard.final:
+                    await self._adopt(heard)
         except Exception as error:
-            failure = as_failure(error, self._provider)
+            failure = as_failure(error, candidate.name)
         else:
-            failure = ConnectorError(f"{self._provider}: the stream ended")
-        if stream is self._stream:
-            self.spawn(self._reopen(failure))
+            failure = ConnectorError(f"{candidate.name}: the stream ended")
+        if stream is self._stream and not self._closed:
+            self.spawn(self._reopen(stream, failure))
+        elif self._hedge is not None and stream is self._hedge[1]:
+            self._hedge = None
+            self.provider_failed(candidate, failure)
 
     def _on_heard(self, heard: Heard) -> None:
         if self._vad is None:
             self._on_provider_turn(heard)
         elif heard.final and self._finishing:
-            self._deliver_final(self._finishing.popleft(), heard.text)
-        elif not heard.final and (utterance := self._finishing[0] if self._finishing else self._current) is not None:
-            self._interim(utterance, heard.text)
+            utterance = self._finishing.popleft()
+            if self._finishing:
+                self._finishing[0].finished_ns = clock.monotonic_ns()
+            self._deliver_final(utterance, heard.text)
+        elif not heard.final and (speaking := self._finishing[0] if self._finishing else self._current) is not None:
+            self._interim(speaking, heard.text)
 
     def _on_provider_turn(self, heard: Heard) -> None:
         """The provider finds the turns itself: its first word begins one, `ended` ends it."""
@@ -260,6 +314,7 @@ class SttSession(Owned):
 
     def _deliver_final(self, utterance: Utterance, text: str) -> None:
         text = text.strip()
+        self._tried.clear()
         metrics.TURNS.labels("stt", self._provider, "heard" if text else "empty").inc()
         if utterance.finished_ns:
             waited = (clock.monotonic_ns() - utterance.finished_ns) / 1e9
@@ -279,44 +334,130 @@ class SttSession(Owned):
                 audio_epoch=utterance.audio_epoch,
             )
         )
+        utterance.done.set()
+        self._prefer()
 
-    async def _watch_finals(self) -> None:
-        while True:
-            await asyncio.sleep(0.25)
-            if not self._finishing:
+    # -- when it is late, or breaks -----------------------------------------------------------------------------------
+
+    async def _wait_interim(self, utterance: Utterance, stream: SttStream, candidate: Candidate[SttConnector]) -> None:
+        """A recogniser that says nothing while the caller speaks is dead, whatever its socket looks like."""
+        limit_ms = candidate.deadlines.between_ms
+        await asyncio.sleep(limit_ms / 1000)
+        if utterance is self._current and not utterance.text and not self._paused:
+            await self._reopen(
+                stream, ProviderTimeout(f"{candidate.name}: nothing heard within {limit_ms} ms of voice")
+            )
+
+    async def _wait_final(self, utterance: Utterance) -> None:
+        """Until the utterance is recognised: hedge, ask for patience, replace the recogniser, each when it is due."""
+        began_ns = clock.monotonic_ns()
+        hedge_ms = self.config.connectors.stt.hedge_ms
+        notice_ms: int | None = None if self._candidate is None else self._candidate.deadlines.notice_ms
+        while not utterance.done.is_set():
+            passed_ms = (clock.monotonic_ns() - began_ns) // clock.MS
+            if notice_ms is not None and passed_ms >= notice_ms:
+                notice_ms = None
+                self.say(StageLate(turn=utterance.turn, stage=self.stage))
+            if hedge_ms is not None and passed_ms >= hedge_ms:
+                hedge_ms = None
+                self.spawn(self._start_hedge(utterance))
+            left_ms = self._deadline_ms(utterance)
+            if left_ms <= 0:
+                limit_ms = self._candidate.deadlines.first_ms if self._candidate else 0
+                late = ProviderTimeout(f"{self._provider}: no final transcript within {limit_ms} ms")
+                await self._reopen(self._stream, late)
                 continue
-            limit_ms = self._limit_ms()
-            if clock.monotonic_ns() - self._finishing[0].finished_ns > limit_ms * clock.MS:
-                await self._reopen(ProviderTimeout(f"{self._provider}: no final transcript within {limit_ms} ms"))
-
-    def _limit_ms(self) -> int:
-        for candidate in self._candidates():
-            if candidate.name == self._provider:
-                return candidate.connector.deadlines.first_ms
-        return SttConnector.deadlines.first_ms
-
-    async def _reopen(self, failure: MeshError) -> None:
-        """The recogniser broke: the next provider hears again what is not yet recognised. None left: say so."""
-        metrics.PROVIDER_FAILURES.labels("stt", self._provider, failure.code).inc()
-        self.log.warning("provider_failed", provider=self._provider, code=failure.code, error=str(failure))
-        broken, self._stream = self._stream, None
-        names = [candidate.name for candidate in self._candidates()]
-        skip = names.index(self._provider) + 1 if self._provider in names else 0
-        if broken is not None:
-            await broken.aclose()
-        try:
-            await self._open_stream(skip)
-        except MeshError as error:
-            self._provider = ""
-            for utterance in self._finishing:
-                self.failed(utterance.turn, error)
-                self._turn_ended(utterance, "")
-            self._finishing.clear()
-            await asyncio.sleep(1)
+            waits = [left_ms, *(due - passed_ms for due in (notice_ms, hedge_ms) if due is not None)]
             try:
-                await self._open_stream(0)  # the next turn tries again, from the primary
-            except MeshError:
-                return
+                async with asyncio.timeout(max(1, min(waits)) / 1000):
+                    await utterance.done.wait()
+            except TimeoutError:
+                continue
+
+    def _deadline_ms(self, utterance: Utterance) -> int:
+        """How long the recogniser still has for the utterance, ms; one that waits for another to be heard has time."""
+        if (
+            self._candidate is None
+            or self._stream is None
+            or not self._finishing
+            or self._finishing[0] is not utterance
+        ):
+            return 100
+        return self._candidate.deadlines.first_ms - (clock.monotonic_ns() - utterance.finished_ns) // clock.MS
+
+    async def _reopen(self, broken: SttStream | None = None, failure: MeshError | None = None) -> None:
+        """The recogniser broke: the next provider hears again what is not yet recognised. None left: say so."""
+        async with self._opening:
+            if broken is not self._stream:
+                return  # it has been replaced meanwhile
+            if failure is not None and self._candidate is not None:
+                self.provider_failed(self._candidate, failure)
+                self._tried.add(self._candidate.name)
+            self._stream = self._candidate = None
+            if broken is not None:
+                self.spawn(broken.aclose())
+            try:
+                await self._open_first()
+            except MeshError as error:
+                await self._give_up(error)
+            self._hear_again()
+
+    async def _give_up(self, error: MeshError) -> None:
+        """Nobody can recognise what was said: say so. The next turn tries again, from the primary."""
+        self.log.warning("nobody_hears", code=error.code)
+        failure = AllFailed("no recogniser understood you")
+        while self._finishing:
+            utterance = self._finishing.popleft()
+            self.failed(utterance.turn, failure)
+            self._turn_ended(utterance, "")
+        self._tried.clear()
+        self.spawn(self._try_again())
+
+    async def _try_again(self) -> None:
+        await asyncio.sleep(TRY_AGAIN_S)
+        if self._stream is None:
+            async with self._opening:
+                if self._stream is None:
+                    try:
+                        await self._open_first()
+                    except MeshError:
+                        self._tried.clear()
+                        return
+                    self._hear_again()
+
+    async def _start_hedge(self, utterance: Utterance) -> None:
+        """Let the second provider hear a late utterance too."""
+        others = [one for one in self._left() if one.name != self._provider]
+        if not others or self._hedge is not None:
+            return
+        try:
+            stream = await self._opened(others[0])
+        except Exception as error:
+            self.provider_failed(others[0], as_failure(error, others[0].name))
+            return
+        if utterance.done.is_set() or self._closed:
+            await stream.aclose()
+            return
+        self._hedge = (others[0], stream)
+        for pcm in utterance.pcm:
+            stream.feed(pcm)
+        stream.finish()
+        self.spawn(self._listen(others[0], stream))
+        await utterance.done.wait()
+        if self._hedge is not None and self._hedge[1] is stream:
+            self._hedge = None
+            await stream.aclose()
+
+    async def _adopt(self, heard: Heard) -> None:
+        """The second provider was faster: it goes on, the first one is closed, and comes back at a quiet moment."""
+        if self._hedge is None or not self._finishing:
+            return
+        slow = self._stream
+        self._candidate, self._stream = self._hedge
+        self._hedge = None
+        self._on_heard(heard)
+        if slow is not None:
+            self.spawn(slow.aclose())
         self._hear_again()
 
     def _hear_again(self) -> None:
@@ -336,18 +477,42 @@ class SttSession(Owned):
     def reconfigured(self) -> None:
         self._endpointer.settings = _settings(self.config.turns)
         self._preroll = deque(self._preroll, maxlen=max(1, self.config.turns.preroll_ms // FRAME_MS))
-        names = [candidate.name for candidate in self._candidates()]
-        if names and names[0] != self._provider:
+        self._tried.clear()
+        self._prefer(changed=True)
+
+    def _on_switch(self, stage: str, provider: str) -> None:
+        """A provider failed, healed or was switched: use another one from the next turn on, or at once."""
+        if stage == self.stage and not self._closed:
+            self._prefer(changed=provider == self._provider and self.host.breakers.state(stage, provider) == "off")
+
+    def _prefer(self, *, changed: bool = False) -> None:
+        """Go over to the provider that comes first, between turns; `changed`: now."""
+        if self._opening.locked() or self._stream is None or not (self.quiet or changed):
+            return
+        asked = self._left()
+        if asked and (asked[0].name != self._provider or asked[0].options != self._options):
             self.spawn(self._switch())
 
+    @property
+    def _options(self) -> Options | None:
+        return None if self._candidate is None else self._candidate.options
+
     async def _switch(self) -> None:
-        old = self._stream
-        await self._open_stream(0)
-        if old is not None:
-            await old.aclose()
-        self._hear_again()
+        async with self._opening:
+            old = self._stream
+            try:
+                await self._open_first()
+            except MeshError as error:
+                self.log.warning("switch_failed", code=error.code)
+                return
+            if old is not None:
+                self.spawn(old.aclose())
+            self._hear_again()
 
     async def finish(self) -> None:
+        self._forget_switches()
+        if self._hedge is not None:
+            await self._hedge[1].aclose()
         if self._stream is not None:
             await self._stream.aclose()
 

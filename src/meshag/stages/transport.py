@@ -342,7 +342,7 @@ class Call(Owned):
             self._answering = max(self._answering, frame.turn)
             self._event(frame, "reply_started", provider=frame.provider, model=frame.model)
         elif isinstance(frame, ReplyChunk):
-            self._event(frame, "reply", n=frame.n, text=frame.text)
+            self._event(frame, "reply", n=frame.n, text=frame.text, filler=frame.filler)
         elif isinstance(frame, ReplyEnded):
             self._event(frame, "reply_ended", reason=frame.reason)
             if not hears(self.config, "transport", "tts") and frame.reason != "interrupted":

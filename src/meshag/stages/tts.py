@@ -2,22 +2,31 @@
 
 on_frame   ReplyChunk or TextIn → the queue
 _work      chunk after chunk: provider → Speech …, SpeechEnded
+           a provider breaks off: the next one says the whole chunk, and what was not yet heard of the first is dropped
 on_signal  Interrupt: silence
 resume     the former owner is gone: go on after the last sample that it sent
 """
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from meshag import clock
 from meshag.connectors.contracts import TtsConnector, TtsVoice
-from meshag.connectors.failover import Candidate, as_failure, candidates, connected, watched
+from meshag.connectors.failover import AllFailed, BrokeOff, Candidate, as_failure, connected, relay
 from meshag.errors import ConnectorError, MeshError
 from meshag.frames import AnyFrame, Interrupt, Played, ReplyChunk, ReplyEnded, Speech, SpeechEnded, TextIn, TurnEnded
 from meshag.observe import metrics
+from meshag.stages.levels import AsItIs, Fit, Levels
 from meshag.stages.owned import Owned
 from meshag.turns.sentences import Chunker, speakable
+
+LEAST_MS_PER_S = 300.0
+"""A vendor's voice that speaks less in a second is out of order: the caller hears 1,000."""
 
 LEAD_MS = 3_000
 """How far the audio sent may run ahead of the caller's ear: what is left to hear when this worker dies."""
@@ -32,12 +41,17 @@ class Chunk:
     text: str | None
     skip: int = 0
     """Samples that a former owner has already sent."""
+    take: int = 0
+    """How many voices have begun it before."""
+    provider: str = ""
+    """Whose voice the former owner's was."""
 
 
 class TtsSession(Owned):
     """One session's voice."""
 
     stage = "tts"
+    _levels = Levels()
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
@@ -48,6 +62,8 @@ class TtsSession(Owned):
         self._now: Chunk | None = None
         self._silenced = 0
         self._turn = 0
+        self._asked: list[Candidate[TtsConnector]] = []
+        """Whose voices this turn may be spoken with, the present one first."""
         self._heard_until_ns = 0
 
     @property
@@ -58,14 +74,16 @@ class TtsSession(Owned):
         problem: MeshError = ConnectorError(
             "no tts provider of this session is available here", code="provider_unknown"
         )
-        for candidate in self._candidates():
+        for candidate in self.able(TtsConnector):  # type: ignore[type-abstract]
             try:
                 await self._voice(candidate)
                 break
             except Exception as error:
                 problem = as_failure(error, candidate.name)
+                self.provider_failed(candidate, problem)
         else:
-            raise problem
+            if self.epoch == 1:
+                raise problem
         self.spawn(self._work())
 
     # -- what is to be said -------------------------------------------------------------------------------------------
@@ -117,6 +135,7 @@ class TtsSession(Owned):
         if chunk.turn > self._turn:
             self._turn = chunk.turn
             self.begin_turn()
+            self._asked = self.able(TtsConnector)  # type: ignore[type-abstract]
         if chunk.text is None:
             await self.say_now(SpeechEnded(turn=chunk.turn, n=chunk.n, samples=0, last=True))
             return
@@ -124,47 +143,99 @@ class TtsSession(Owned):
         await self.say_now(SpeechEnded(turn=chunk.turn, n=chunk.n, samples=samples, last=False))
 
     async def _speak_chunk(self, chunk: Chunk) -> int:
-        """The chunk by the first provider that speaks all of it. A provider that breaks off is replaced from its start.
+        """The chunk by the first voice that speaks all of it. One that breaks off is replaced from the chunk's start.
 
-        Returns its length in samples. Playout drops what the caller has heard already.
+        The voice stays for the rest of the turn. Returns the chunk's length in samples; 0 where nobody could speak it:
+        the caller is told so once, and the rest of the turn is left unsaid.
         """
         text = speakable(chunk.text or "")
-        if not text:
+        if not text or not self._asked:
             return 0
-        for candidate in self._candidates():
+        if chunk.provider and chunk.provider != self._asked[0].name:  # as the former owner spoke, if that can be
+            same = [one for one in self._asked if one.name == chunk.provider]
+            self._asked = [*same, *(one for one in self._asked if one.name != chunk.provider)]
+            if not same:
+                chunk = replace(chunk, skip=0, take=chunk.take + 1)
+        while True:
             try:
-                samples = await self._say(chunk, text, candidate)
-            except Exception as error:
-                failure = as_failure(error, candidate.name)
-                metrics.PROVIDER_FAILURES.labels("tts", candidate.name, failure.code).inc()
-                self.log.warning("provider_failed", provider=candidate.name, code=failure.code, error=str(failure))
-                self._voices.pop(candidate.name, None)
-                continue
-            metrics.TURNS.labels("tts", candidate.name, "spoken").inc()
-            return samples
-        self.failed(chunk.turn, MeshError("no voice could speak", code="all_providers_failed", retryable=True))
-        return 0
+                return await self._say(chunk, text)
+            except BrokeOff as broke:
+                self._asked = self._asked[self._asked.index(broke.candidate) + 1 :]
+                chunk = replace(chunk, skip=0, take=chunk.take + 1)
+            except AllFailed as error:
+                self._asked = []
+                self.failed(chunk.turn, error)
+                return 0
 
-    async def _say(self, chunk: Chunk, text: str, candidate: Candidate[TtsConnector]) -> int:
-        voice = await self._voice(candidate)
+    async def _say(self, chunk: Chunk, text: str) -> int:
+        """Speak the chunk with the first voice that can. Raises BrokeOff or AllFailed."""
         offset, started_ns = 0, clock.monotonic_ns()
         first_text = chunk.text if chunk.skip == 0 else ""
-        async for pcm in watched(voice.speak(text), candidate.connector.deadlines, candidate.name):
-            if offset == 0:
-                waited = (clock.monotonic_ns() - started_ns) / 1e9
-                metrics.FIRST_ITEM_SECONDS.labels("tts", candidate.name).observe(waited)
-            samples = len(pcm) // 2
-            if offset + samples > chunk.skip:
-                await self._pace(samples, voice.rate_hz)
-                frame = Speech(
-                    turn=chunk.turn, n=chunk.n, offset=offset, rate_hz=voice.rate_hz, pcm=pcm, text=first_text or ""
-                )
-                await self.say_now(frame)
-                first_text = ""
-            offset += samples
-        if offset == 0:
-            raise ConnectorError(f"{candidate.name}: no audio", code="empty_audio")
+        speaking: Candidate[TtsConnector] | None = None
+        fit: Fit = AsItIs()
+        source = relay(
+            self._asked,
+            lambda candidate: self._pieces(candidate, text),
+            self._voice_failed,
+            hedge_ms=self.config.connectors.tts.hedge_ms,
+            weigh=lambda piece: len(piece[1]) * 500 / piece[0],
+            least_per_s=LEAST_MS_PER_S,
+        )
+        async with aclosing(source):
+            async for candidate, (rate_hz, pcm) in source:
+                if speaking is None:
+                    speaking = candidate
+                    waited = (clock.monotonic_ns() - started_ns) / 1e9
+                    metrics.FIRST_ITEM_SECONDS.labels("tts", candidate.name).observe(waited)
+                    if chunk.skip and candidate.name != chunk.provider:  # another voice: from the chunk's start
+                        chunk = replace(chunk, skip=0, take=chunk.take + 1)
+                    fit = self._fit(candidate, rate_hz)
+                pcm = fit.push(pcm)
+                samples = len(pcm) // 2
+                if offset + samples > chunk.skip:
+                    await self._pace(samples, rate_hz)
+                    frame = Speech(
+                        turn=chunk.turn,
+                        n=chunk.n,
+                        offset=offset,
+                        rate_hz=rate_hz,
+                        pcm=pcm,
+                        text=first_text or "",
+                        take=chunk.take,
+                        provider=candidate.name,
+                    )
+                    await self.say_now(frame)
+                    first_text = ""
+                offset += samples
+        fit.done()
+        if speaking is not None:
+            self._asked = self._asked[self._asked.index(speaking) :]
+            metrics.TURNS.labels("tts", speaking.name, "spoken").inc()
         return offset
+
+    def _fit(self, candidate: Candidate[TtsConnector], rate_hz: int) -> Fit:
+        """What makes a fallback as loud as the session's own voice."""
+        chosen = self.config.connectors.tts
+        if not chosen.fallback:
+            return AsItIs()
+        voice, own = (
+            (name, msgspec.json.encode(chosen.config.get(name, {}))) for name in (candidate.name, chosen.primary)
+        )
+        return self._levels.fit(voice, own, rate_hz)
+
+    async def _pieces(self, candidate: Candidate[TtsConnector], text: str) -> AsyncIterator[tuple[int, bytes]]:
+        """A voice's sample rate and audio, piece by piece."""
+        voice = await self._voice(candidate)
+        async with aclosing(voice.speak(text)) as pieces:  # type: ignore[type-var]
+            async for pcm in pieces:
+                if pcm:
+                    yield voice.rate_hz, pcm
+
+    def _voice_failed(self, candidate: Candidate[TtsConnector], failure: MeshError) -> None:
+        self.provider_failed(candidate, failure)
+        voice = self._voices.pop(candidate.name, None)
+        if voice is not None:
+            self.spawn(voice.aclose())
 
     async def _pace(self, samples: int, rate_hz: int) -> None:
         """Wait while the caller still has plenty to hear."""
@@ -176,20 +247,17 @@ class TtsSession(Owned):
 
     # -- voices -------------------------------------------------------------------------------------------------------
 
-    def _candidates(self) -> list[Candidate[TtsConnector]]:
-        chosen = self.config.connectors.tts
-        names = [chosen.primary, *chosen.fallback]
-        return candidates(self.host.registry, "tts", names, chosen.config, TtsConnector)  # type: ignore[type-abstract]
-
     async def _voice(self, candidate: Candidate[TtsConnector]) -> TtsVoice:
         voice = self._voices.get(candidate.name)
         if voice is None:
             opening = candidate.connector.open(candidate.options)
-            opened: TtsVoice = await connected(opening, candidate.connector.deadlines, candidate.name)
+            opened: TtsVoice = await connected(opening, candidate.deadlines, candidate.name)
             voice = self._voices[candidate.name] = opened
         return voice
 
     def reconfigured(self) -> None:
+        for voice in self._voices.values():
+            self.spawn(voice.aclose())
         self._voices.clear()
 
     async def finish(self) -> None:
@@ -227,5 +295,6 @@ def _left(chunk: Chunk, said: AnyFrame | None) -> Chunk | None:
     if isinstance(said, SpeechEnded):
         return chunk if not said.last and chunk.n > said.n else None
     if chunk.n == said.n and chunk.text is not None:
-        return Chunk(chunk.turn, chunk.n, chunk.text, skip=said.offset + len(said.pcm) // 2)
+        skip = said.offset + len(said.pcm) // 2
+        return replace(chunk, skip=skip, take=said.take, provider=said.provider)
     return chunk if chunk.n > said.n else None

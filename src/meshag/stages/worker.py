@@ -15,7 +15,9 @@ import structlog
 from meshag import clock, subjects
 from meshag.bus.acknowledged import Acknowledged
 from meshag.bus.connection import Bus, Subscription
+from meshag.connectors.breakers import Breakers
 from meshag.connectors.registry import Registry
+from meshag.connectors.tools import Tools
 from meshag.errors import MeshError, OverloadError, StoreError
 from meshag.ids import SessionId, new_worker_id
 from meshag.observe import metrics
@@ -48,6 +50,8 @@ class Worker:
         self.store: SessionStore
         self.fleet: Fleet
         self.acknowledged: Acknowledged
+        self.breakers: Breakers
+        self.tools: Tools
         self.owned: dict[SessionId, Owned] = {}
         self.draining = False
         self.ready = False
@@ -79,6 +83,9 @@ class Worker:
         await self.acknowledged.start()
         self.fleet = Fleet(self.bus, self.settings.heartbeat_ms)
         await self.fleet.start()
+        self.breakers = Breakers(self.bus, self.fleet, self.registry, self.stage, self.worker_id)
+        await self.breakers.start()
+        self.tools = Tools(self.bus, self.settings.tool_hosts)
         metrics.CAPACITY.labels(self.stage).set(self.settings.capacity)
 
     async def warm(self) -> None:
@@ -138,12 +145,14 @@ class Worker:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if hasattr(self, "acknowledged"):
+        if hasattr(self, "tools"):
             await self._publish_presence(leaving=True)
             for owned in list(self.owned.values()):
                 await self.part(owned)
-            await self.fleet.aclose()
-            await self.acknowledged.aclose()
+        for part in ("tools", "breakers", "fleet", "acknowledged"):
+            if hasattr(self, part):
+                await getattr(self, part).aclose()
+        if hasattr(self, "bus"):
             await self.bus.close()
         if hasattr(self, "store"):
             await self.store.aclose()

@@ -96,8 +96,9 @@ class TestCaller:
         return [event["type"] for event in self.events]
 
     def reply(self, turn: int) -> str:
-        """The reply's text so far."""
-        return "".join(event["text"] for event in self.of("reply") if event["turn"] == turn)
+        """The reply's text so far, without what only bridged a wait."""
+        pieces = [event for event in self.of("reply") if event["turn"] == turn and not event["filler"]]
+        return "".join(event["text"] for event in pieces)
 
     async def _read(self) -> None:
         async for message in self.socket:

@@ -83,6 +83,7 @@ class LocalLlm(LlmConnector):
     """A GGUF model in this process."""
 
     name = "local"
+    shared = False
     options = LocalLlmOptions
     deadlines = PATIENT
 

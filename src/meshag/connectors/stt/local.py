@@ -71,6 +71,7 @@ class LocalStt(SttConnector):
     """Moonshine in this process."""
 
     name = "local"
+    shared = False
     options = LocalSttOptions
     deadlines = PATIENT
 

@@ -54,6 +54,7 @@ class LocalTts(TtsConnector):
     """Hibari in this process."""
 
     name = "local"
+    shared = False
     options = LocalTtsOptions
     deadlines = PATIENT
 

@@ -1,0 +1,226 @@
+"""Every fault at every stage: is the turn answered, and how much silence does it add?
+
+A mesh of one worker a stage runs the documented session among stand-ins of its vendors; a recorded voice asks, in real
+time. For each fault of a stage's first provider: one turn of one call, which finds it out, and one turn of another
+call, which has been told. Beside it, for every fault, the same with a fault in the middle of the work.
+
+    answered   the whole answer came and was spoken whole
+    added_ms   end of speech to the first agent audio, beyond the median of turns without a fault
+    hole_ms    the longest silence inside the answer
+
+And for speech recognition: words wrong when the first provider dies in the middle of an utterance, and another one (the
+local recogniser) hears it from its beginning, beside the words wrong when that one hears it alone.
+
+    python -m bench failover                    print JSON
+    python -m bench failover --table FILE       also put the table into FILE, between its two marks
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import platform
+import re
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+ANSWER = "It left today. It comes by train at noon."
+TURN_S = 40.0
+
+BEFORE: dict[str, dict[str, Any]] = {
+    "killed": {"refuse": True},
+    "HTTP 500": {"status": 500},
+    "HTTP 429, Retry-After 5": {"status": 429, "retry_after": "5"},
+    "HTTP 401": {"status": 401},
+    "hung: not even headers": {"mute": True},
+    "headers, then nothing": {"headers_only": True},
+    "a byte every 0.9 s": {"drip_s": 0.9},
+    "binary garbage": {"garbage": "binary"},
+    "an HTML page": {"garbage": "html"},
+    "a line of 10 MB": {"garbage": "long_line"},
+    "an empty answer": {"garbage": "empty"},
+}
+"""Faults before anything useful came."""
+
+MIDWAY: dict[str, dict[str, Any]] = {
+    "dies in mid-answer": {"cut_after": 3},
+    "falls silent in mid-answer": {"silent_after": 3},
+}
+"""Faults after some of it came; for the models and voices."""
+
+
+def main(words: list[str]) -> None:
+    """Print one JSON object."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench failover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--stages", default="stt,llm,tts", help="which stages (default: all)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="a page with the two marks of the table")
+    args = parser.parse_args(words)
+    sys.path.insert(0, str(ROOT / "tests"))
+    found = asyncio.run(measure(args.stages.split(",")))
+    print(json.dumps(found, indent=2))
+    if args.table:
+        write_table(args.table, found)
+
+
+async def measure(stages: list[str]) -> dict[str, Any]:
+    """Run everything."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with running(Path(directory)) as bench:
+            usual = [await bench.turn() for _ in range(4)]
+            bench.usual_ms = median(turn["first_ms"] for turn in usual[1:])
+            rows = []
+            for stage in stages:
+                for name, faults in (BEFORE | (MIDWAY if stage != "stt" else {})).items():
+                    print(f"{stage}: {name} …", file=sys.stderr, flush=True)
+                    rows.append(await bench.row(stage, name, faults))
+            words = await bench.words_wrong() if "stt" in stages else {}
+    return {
+        "benchmark": "failover",
+        "python": platform.python_version(),
+        "usual_first_audio_ms": round(bench.usual_ms),
+        "rows": rows,
+        "mid_utterance": words,
+    }
+
+
+@asynccontextmanager
+async def running(directory: Path) -> AsyncIterator["Bench"]:
+    """Vendors, a mesh, and calls to it."""
+    from conversations import mesh_in
+    from meshag.models import store
+    from meshag.models.catalogue import DEFAULT_STT, find
+    from meshag.settings import default_cache_dir
+    from vendors.town import Town
+
+    model = find(DEFAULT_STT)
+    home = store.home(model, directory / "cache")
+    home.parent.mkdir(parents=True)
+    home.symlink_to(store.home(model, default_cache_dir()))
+    async with Town() as town, mesh_in(town, directory, MESHAG_LOG_LEVEL="error") as mesh:
+        yield Bench(town, mesh)
+
+
+class Bench:
+    """One mesh among its vendors."""
+
+    def __init__(self, town: Any, mesh: Any) -> None:
+        self.town, self.mesh = town, mesh
+        self.usual_ms = 0.0
+
+    async def row(self, stage: str, name: str, faults: dict[str, Any]) -> dict[str, Any]:
+        """One fault of one stage."""
+        from conversations import mended
+
+        await mended(self.town, self.mesh)
+        first = await self.turn(stage, faults)
+        second = await self.turn(stage, faults)
+        self.town.heal()
+        return {
+            "stage": stage,
+            "fault": name,
+            "answered": [turn["answered"] for turn in (first, second)],
+            "added_ms": [round(turn["first_ms"] - self.usual_ms) for turn in (first, second)],
+            "hole_ms": [round(turn["hole_ms"]) for turn in (first, second)],
+        }
+
+    async def turn(self, stage: str = "", faults: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One turn of a call of its own, the fault there from before it speaks, for all that the call has opened."""
+        from conversations import OUT_HZ, Conversation, created
+        from meshes import join
+        from vendors import voice
+
+        async with join(await created(self.mesh)) as caller:
+            talk = Conversation(self.town, caller)
+            if stage:
+                self.town.break_primary(stage, **(faults or {}))
+            turn = await talk.take_turn(ANSWER, timeout_s=TURN_S)
+            (ended,) = [event for event in turn if event["type"] == "turn_ended"]
+            began = [event for event in turn if event["type"] == "speech_started"]
+            heard, said = voice.words_in(talk.audio, OUT_HZ), voice.codes(ANSWER)
+            answered = caller.reply(1).strip() == ANSWER and heard[-len(said) :] == said
+            pieces = caller.audio_at
+            holes = [b - a - size / 2 / OUT_HZ for (a, size), (b, _) in itertools.pairwise(pieces)]
+            return {
+                "answered": answered,
+                "first_ms": began[0]["t_ms"] - ended["speech_end_ms"] if began else float("nan"),
+                "hole_ms": max([0.0, *holes]) * 1000,
+            }
+
+    async def words_wrong(self) -> dict[str, Any]:
+        """A recogniser dies after 1.5 s of each recording; another hears it from its beginning."""
+        from conversations import RECORDINGS, Conversation, created, mended
+        from meshag.audio import read_wav
+        from meshes import join
+
+        manifest = json.loads((RECORDINGS / "manifest.json").read_text())["items"]
+        totals = {"words": 0, "wrong_alone": 0, "wrong_switched": 0}
+        for item in manifest:
+            pcm = read_wav(RECORDINGS / item["file"])[0]
+            said = _words(item["text"])
+            for kind, providers in (
+                ("wrong_alone", {"primary": "local", "fallback": [], "config": {}}),
+                ("wrong_switched", {"primary": "deepgram", "fallback": ["local"], "config": {}}),
+            ):
+                print(f"stt: {item['file']}, {kind} …", file=sys.stderr, flush=True)
+                await mended(self.town, self.mesh)
+                session = await created(self.mesh, stt=providers, turns={"end_silence_ms": 1_500})
+                async with join(session) as caller:
+                    talk = Conversation(self.town, caller)
+                    taking = asyncio.create_task(talk.take_turn("I see.", pcm=pcm, timeout_s=TURN_S))
+                    if kind == "wrong_switched":
+                        await caller.wait_for("voice_started")
+                        await asyncio.sleep(1.5)
+                        self.town.deepgram.faults.set(refuse=True)
+                        self.town.deepgram.cut()
+                    turn = await taking
+                finals = [event["text"] for event in turn if event["type"] == "transcript" and event["final"]]
+                totals[kind] += _errors(said, _words(" ".join(finals)))
+            totals["words"] += len(said)
+        return totals
+
+
+def _words(text: str) -> list[str]:
+    return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
+
+
+def _errors(said: list[str], heard: list[str]) -> int:
+    """Words to change, add or take away to get from one to the other."""
+    row = list(range(len(heard) + 1))
+    for i, word in enumerate(said, 1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(heard, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
+    return row[-1]
+
+
+def write_table(page: Path, found: dict[str, Any]) -> None:
+    """Put the figures between the page's marks."""
+    lines = [
+        "| stage | fault | answered | silence added, 1st call / 2nd, ms | longest hole in the answer, ms |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        answered = " / ".join("yes" if one else "NO" for one in row["answered"])
+        added, hole = (" / ".join(map(str, row[name])) for name in ("added_ms", "hole_ms"))
+        lines.append(f"| {row['stage']} | {row['fault']} | {answered} | {added} | {hole} |")
+    text = (
+        f"Usual time from the end of speech to the first agent audio: {found['usual_first_audio_ms']} ms, of which 700 "
+        "are the silence that ends a turn.\n\n" + "\n".join(lines)
+    )
+    if words := found["mid_utterance"]:
+        text += (
+            f"\n\nA recogniser that dies in the middle of an utterance: of {words['words']} words of recorded speech, "
+            f"{words['wrong_switched']} are wrong when another one hears it from its beginning, "
+            f"{words['wrong_alone']} when that one hears it alone."
+        )
+    before, _, rest = page.read_text("utf-8").partition("<!-- table -->\n")
+    _, _, after = rest.partition("<!-- /table -->")
+    page.write_text(f"{before}<!-- table -->\n{text}\n<!-- /table -->{after}", "utf-8")

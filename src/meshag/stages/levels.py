@@ -1,0 +1,97 @@
+"""How loud the voices of this worker speak, so that one that stands in for another is as loud as that one."""
+
+from collections import OrderedDict
+from typing import Protocol
+
+from meshag.loudness import Loudness, Matched
+
+VOICES = 256
+"""Voices remembered, the latest used."""
+
+ENOUGH_MS = 10_000.0
+"""A voice is measured until this much of it was heard."""
+
+Voice = tuple[str, bytes]
+"""A provider and its options: the same two speak at the same level."""
+
+
+class Fit(Protocol):
+    """What a sentence's audio passes through."""
+
+    def push(self, pcm: bytes) -> bytes:
+        """As many samples."""
+        ...
+
+    def done(self) -> None:
+        """The sentence is over."""
+        ...
+
+
+class Levels:
+    """The levels of voices as they were heard here."""
+
+    def __init__(self) -> None:
+        self._heard: OrderedDict[Voice, Loudness] = OrderedDict()
+        self._levels_db: OrderedDict[Voice, float] = OrderedDict()
+
+    def fit(self, voice: Voice, own: Voice, rate_hz: int) -> Fit:
+        """For a sentence of `voice`: the session's `own` passes as it is and is measured, another one is matched."""
+        if voice == own:
+            return _Measured(self, voice, rate_hz)
+        reference_db = self._levels_db.get(own)
+        if reference_db is None:
+            return _Measured(self, voice, rate_hz)  # never heard here: there is nothing to match
+        return _Matched(self, voice, Matched(reference_db, rate_hz, self._levels_db.get(voice)))
+
+    def measure(self, voice: Voice, rate_hz: int) -> Loudness | None:
+        """The measurement that is going on; None when the voice is known well enough."""
+        loudness = self._heard.setdefault(voice, Loudness(rate_hz))
+        self._heard.move_to_end(voice)
+        while len(self._heard) > VOICES:
+            self._heard.popitem(last=False)
+        return None if loudness.heard()[1] >= ENOUGH_MS else loudness
+
+    def remember(self, voice: Voice, level_db: float | None) -> None:
+        """Note a voice's level."""
+        if level_db is not None:
+            self._levels_db[voice] = level_db
+            self._levels_db.move_to_end(voice)
+            while len(self._levels_db) > VOICES:
+                self._levels_db.popitem(last=False)
+
+
+class _Measured:
+    def __init__(self, levels: Levels, voice: Voice, rate_hz: int) -> None:
+        self._levels, self._voice = levels, voice
+        self._loudness = levels.measure(voice, rate_hz)
+
+    def push(self, pcm: bytes) -> bytes:
+        if self._loudness is not None:
+            self._loudness.push(pcm)
+        return pcm
+
+    def done(self) -> None:
+        if self._loudness is not None:
+            self._levels.remember(self._voice, self._loudness.level_db)
+
+
+class _Matched:
+    def __init__(self, levels: Levels, voice: Voice, matched: Matched) -> None:
+        self._levels, self._voice, self._matched = levels, voice, matched
+
+    def push(self, pcm: bytes) -> bytes:
+        return self._matched.push(pcm)
+
+    def done(self) -> None:
+        self._levels.remember(self._voice, self._matched.level_db)
+
+
+class AsItIs:
+    """For a session with one voice alone."""
+
+    def push(self, pcm: bytes) -> bytes:
+        """The same."""
+        return pcm
+
+    def done(self) -> None:
+        """Nothing."""

@@ -1,0 +1,148 @@
+"""The model calls functions in the middle of a call: slow ones are bridged, and none acts twice, whoever dies."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from conversations import Conversation, created, mesh_in
+from meshag.embedded.mesh import Mesh
+from meshes import join
+from standins import eventually
+from vendors.town import Town
+
+pytestmark = [pytest.mark.faults, pytest.mark.models, pytest.mark.timeout(120)]
+
+
+class Shop:
+    """A function of somebody's own, over HTTP. It acts once for every key."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.orders: dict[str, Any] = {}
+        self.delay_s = 0.0
+        self.url = ""
+
+    async def order(self, request: web.Request) -> web.Response:
+        key, what = request.headers["Idempotency-Key"], await request.json()
+        self.calls.append((key, what))
+        self.orders.setdefault(key, what)
+        await asyncio.sleep(self.delay_s)
+        return web.json_response({"ordered": what, "number": len(self.orders)})
+
+
+@pytest.fixture
+async def shop() -> AsyncIterator[Shop]:
+    shop = Shop()
+    app = web.Application()
+    app.add_routes([web.post("/order", shop.order)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    shop.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield shop
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def town() -> AsyncIterator[Town]:
+    async with Town() as town:
+        yield town
+
+
+@pytest.fixture
+async def mesh(town: Town, shop: Shop, tmp_path: Path) -> AsyncIterator[Mesh]:
+    hosts = shop.url.removeprefix("http://")
+    async with mesh_in(town, tmp_path, {"stt": 1, "llm": 2, "tts": 1}, MESHAG_TOOL_HOSTS=hosts) as mesh:
+        yield mesh
+
+
+def order(shop: Shop, **more: Any) -> list[dict[str, Any]]:
+    parameters = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
+    tool = {"name": "order", "description": "Order something.", "parameters": parameters}
+    return [{**tool, "http": {"url": f"{shop.url}/order"}, "say": "Let me order that.", **more}]
+
+
+def called(town: Town, *arguments: Any) -> None:
+    """From now on every model calls the function before it answers."""
+    calls = [{"name": "order", "arguments": one} for one in arguments]
+    town.openai.llm.calls = town.anthropic.calls = calls
+
+
+def answers(town: Town) -> list[Any]:
+    """What the model was told of the functions that it called, last."""
+    messages = town.openai.llm.requests[-1]["body"]["messages"]
+    return [json.loads(message["content"]) for message in messages if message["role"] == "tool"]
+
+
+async def test_a_function_is_called_and_its_answer_is_told(town: Town, mesh: Mesh, shop: Shop) -> None:
+    called(town, {"what": "tea"}, {"what": "cake"}, {"wrong": 1})
+    async with join(await created(mesh, tools=order(shop))) as caller:  # type: ignore[arg-type]
+        talk = Conversation(town, caller)
+        talk.check(await talk.take_turn())
+        assert sorted(what["what"] for _, what in shop.calls) == ["cake", "tea"]
+        told = answers(town)
+        assert [answer.get("ordered") for answer in told] == [{"what": "tea"}, {"what": "cake"}, None]
+        assert "error" in told[2]
+        talk.check(await talk.take_turn())
+    assert len({key for key, _ in shop.calls}) == 4  # each call of each turn has a key of its own
+
+
+async def test_a_slow_function_is_bridged(town: Town, mesh: Mesh, shop: Shop) -> None:
+    called(town, {"what": "tea"})
+    shop.delay_s = 1.0
+    async with join(await created(mesh, tools=order(shop, say_after_ms=200))) as caller:  # type: ignore[arg-type]
+        talk = Conversation(town, caller)
+        turn = await talk.take_turn()
+        talk.check(turn)
+    said = [(event["text"], event["filler"]) for event in turn if event["type"] == "reply"]
+    assert said == [("Let me order that. ", True), ("Order 1 is on its way.", False)]
+
+
+async def test_a_model_that_calls_and_calls_is_made_to_answer(town: Town, mesh: Mesh, shop: Shop) -> None:
+    called(town, *[{"what": f"tea {n}"} for n in range(6)])
+    session = await created(mesh, tools=order(shop), tools_per_turn=2)  # type: ignore[arg-type]
+    async with join(session) as caller:
+        talk = Conversation(town, caller)
+        talk.check(await talk.take_turn())
+    assert len(shop.orders) == 2
+    assert [("error" in answer) for answer in answers(town)] == [False, False, True, True, True, True]
+
+
+async def test_a_worker_dies_while_a_function_runs_and_it_acts_once(town: Town, mesh: Mesh, shop: Shop) -> None:
+    called(town, {"what": "tea"})
+    shop.delay_s = 3.0
+    async with join(await created(mesh, tools=order(shop, say=""))) as caller:  # type: ignore[arg-type]
+        talk = Conversation(town, caller)
+        answering = asyncio.create_task(talk.take_turn())
+        await eventually("the function is called", lambda: shop.calls)
+        owner = (await caller.wait_for("ready"))["owners"]["llm"]
+        alive = {mesh._ready_body(service).get("worker"): service for service in mesh.services}
+        shop.delay_s = 0.1
+        alive[owner].child.kill()
+        talk.check(await answering)
+        assert [event["stage"] for event in caller.of("owner_changed")] == ["llm"]
+    assert len(shop.calls) == 2
+    assert len(shop.orders) == 1
+    assert shop.calls[0] == shop.calls[1]
+
+
+async def test_a_model_breaks_off_after_a_function_has_acted_and_it_is_not_called_again(
+    town: Town, mesh: Mesh, shop: Shop
+) -> None:
+    called(town, {"what": "tea"})
+    shop.delay_s = 0.5
+    async with join(await created(mesh, tools=order(shop))) as caller:  # type: ignore[arg-type]
+        talk = Conversation(town, caller)
+        answering = asyncio.create_task(talk.take_turn())
+        await eventually("the function is called", lambda: shop.calls)
+        town.break_primary("llm", status=503)
+        assert talk.check(await answering)["llm"] == "anthropic"
+    assert len(shop.calls) == 1
+    told = json.dumps(town.anthropic.requests[-1]["body"]["messages"])
+    assert "tool_result" in told
+    assert "ordered" in told
