@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from meshag.api import page, sessions
+from meshag.api import page, providers, sessions
 from meshag.api.service import service
 from meshag.audio import RATES_HZ
 from meshag.connectors.transports import websocket
@@ -100,8 +100,7 @@ def test_the_example_uses_messages_that_exist() -> None:
 def test_every_error_code_is_explained() -> None:
     codes = set(re.findall(r'_refuse\(\s*"(\w+)"', SOURCES[0].read_text("utf-8")))
     codes |= set(re.findall(r'code="(\w+)"', SOURCES[1].read_text("utf-8")))
-    for stage in ("stt", "llm", "tts"):
-        codes |= set(re.findall(r'code="(all_\w+)"', (ROOT / f"src/meshag/stages/{stage}.py").read_text("utf-8")))
+    codes |= set(re.findall(r'code = "(all_\w+)"', (ROOT / "src/meshag/connectors/failover.py").read_text("utf-8")))
     assert {"audio_odd_length", "text_not_taken", "all_providers_failed"} <= codes
     assert codes <= rows("Errors").keys()
 
@@ -125,13 +124,13 @@ def test_the_limits_are_the_code_s() -> None:
 def test_every_route_is_on_its_page_and_nothing_else() -> None:
     settings = SimpleNamespace(host="127.0.0.1", public_url="")
     worker = cast("Any", SimpleNamespace(settings=settings))
-    app = service(worker, [*sessions.routes(), *page.routes()])
+    app = service(worker, [*sessions.routes(), *providers.routes(), *page.routes()])
     routes = {
         f"{route.method} {route.resource.canonical}"
         for route in app.router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
-    assert len(routes) == 14
+    assert len(routes) == 16
     assert set(re.findall(r"`((?:GET|POST|PATCH|DELETE|PUT) [^`]+)`", HTTP)) == routes
     for title, text in re.findall(r"^## `(\w+ [^`]+)`\n(.*?)(?=^## |\Z)", HTTP, re.MULTILINE | re.DOTALL):
         assert "```\ncurl " in text or "websocket.md" in text, title

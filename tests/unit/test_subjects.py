@@ -19,6 +19,8 @@ ALL = [
     subjects.text_input(SESSION),
     *(subjects.output(stage, SESSION) for stage in ("stt", "llm", "tts")),
     subjects.control(SESSION),
+    subjects.provider("health", "llm", "openai"),
+    subjects.provider("switch", "llm", "openai"),
 ]
 
 

@@ -50,9 +50,11 @@ class Continuation:
         """A blank stands between what was said and what follows, whatever the model makes of it."""
         if self._began or not text:
             return text
-        self._began = True
         if self._said[-1:].isspace():
-            return text.lstrip()
+            text = text.lstrip()
+            self._began = bool(text)
+            return text
+        self._began = True
         return f" {text}" if self._said and text[0].isalnum() else text
 
 
