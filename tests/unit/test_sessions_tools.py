@@ -301,6 +301,12 @@ def test_little_is_told_of_much_that_is_wrong() -> None:
     assert max(map(len, said)) < 250
 
 
+def test_long_lists_are_checked_to_their_end() -> None:
+    wanted = schema(properties={"x": {"type": "array", "items": {"type": "string"}}})
+    assert value_problems(wanted, {"x": ["a"] * 2000}) == []
+    assert value_problems(wanted, {"x": [*["a"] * 2000, 1]}) == ["x.2000: 1 is not of type 'string'"]
+
+
 def test_references_and_items_are_followed() -> None:
     tree = schema(properties={"kids": {"type": "array", "items": {"$ref": "#"}, "uniqueItems": True}})
     assert value_problems(tree, {"kids": [{"kids": []}, {}]}) == []
@@ -323,11 +329,11 @@ def test_nothing_is_ever_fetched(reference: str, monkeypatch: pytest.MonkeyPatch
 
 
 DOUBLING = {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)} | {"d40": {"type": "object"}}
-LONG = [1] * 4000
+LONG = [[1]] * 4000
 SQUARED = {
-    "a": {"anyOf": [{"$ref": "#/$defs/b"}] * 60},
-    "b": {"anyOf": [{"$ref": "#/$defs/c"}] * 60},
-    "c": {"const": LONG},
+    "a": {"allOf": [{"$ref": "#/$defs/b"}] * 40},
+    "b": {"allOf": [{"$ref": "#/$defs/c"}] * 40},
+    "c": {"const": [LONG]},
 }
 STATED = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
 HOSTILE: list[tuple[dict[str, Any], Any]] = [
@@ -339,7 +345,7 @@ HOSTILE: list[tuple[dict[str, Any], Any]] = [
     (schema(properties={"x": {"uniqueItems": True}}), {"x": [i if i % 2 else str(i) for i in range(5000)]}),
     (schema(properties={"x": {"items": {"anyOf": [{"type": "null"}] * 120}}}), {"x": list(range(8000))}),
     (schema(properties={"x": {"items": {"enum": list(range(1000))}}}), {"x": [-1] * 8000}),
-    (schema(properties={"x": {"$ref": "#/$defs/a"}}, **{"$defs": SQUARED}), {"x": [list(LONG)]}),
+    (schema(properties={"x": {"$ref": "#/$defs/a"}}, **{"$defs": SQUARED}), {"x": [json.loads(json.dumps(LONG))]}),
     (schema(properties={"x": {"pattern": "^(a+)+$"}, "y": {"$ref": "#"}}, **STATED), {"y": {"x": "a" * 60 + "!"}}),
     (schema(properties={"x": {"anyOf": [{"maxLength": 1}] * 120}}), {"x": "x" * 16_000}),
     (schema(properties={"x": {"multipleOf": 5e-324}}), {"x": 1e308}),
@@ -355,9 +361,24 @@ def test_hostile_schemas_take_no_time(wanted: dict[str, Any], value: Any) -> Non
     assert time.process_time() - began < 1
 
 
+def test_what_has_no_end_is_given_up_far_from_the_interpreters_limit() -> None:
+    """There, the library's own library panics: no Exception, so that it would end the worker's task."""
+    limit = sys.getrecursionlimit()
+    frame, used = sys._getframe(), 0
+    while frame is not None:
+        frame, used = frame.f_back, used + 1
+    try:
+        sys.setrecursionlimit(used + 500)
+        for endless in ({"$ref": "#"}, {"not": {"$ref": "#"}}, {"oneOf": [{"$ref": "#"}]}, {"if": {"$ref": "#"}}):
+            value_problems(schema(**endless), {})
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def test_work_that_is_given_up_refuses_the_arguments() -> None:
     said = ["too much to check: write something simpler"]
     assert value_problems(schema(**{"$ref": "#"}), {}) == said
+    assert value_problems(schema(**{"not": {"$ref": "#"}}), {}) == said
     assert value_problems(schema(**{"$ref": "#/$defs/d0", "$defs": DOUBLING}), {}) == said
     assert value_problems(WEATHER["parameters"], {"city": "x"}) == []  # the next check has all its steps
 
