@@ -20,7 +20,6 @@ import asyncio
 import itertools
 import json
 import platform
-import re
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -159,12 +158,12 @@ class Bench:
         from conversations import RECORDINGS, Conversation, created, mended
         from meshag.audio import read_wav
         from meshes import join
+        from wording import errors, words
 
         manifest = json.loads((RECORDINGS / "manifest.json").read_text())["items"]
         totals = {"words": 0, "wrong_alone": 0, "wrong_switched": 0}
         for item in manifest:
             pcm = read_wav(RECORDINGS / item["file"])[0]
-            said = _words(item["text"])
             for kind, providers in (
                 ("wrong_alone", {"primary": "local", "fallback": [], "config": {}}),
                 ("wrong_switched", {"primary": "deepgram", "fallback": ["local"], "config": {}}),
@@ -182,23 +181,9 @@ class Bench:
                         self.town.deepgram.cut()
                     turn = await taking
                 finals = [event["text"] for event in turn if event["type"] == "transcript" and event["final"]]
-                totals[kind] += _errors(said, _words(" ".join(finals)))
-            totals["words"] += len(said)
+                totals[kind] += errors(item["text"], " ".join(finals))
+            totals["words"] += len(words(item["text"]))
         return totals
-
-
-def _words(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
-
-
-def _errors(said: list[str], heard: list[str]) -> int:
-    """Words to change, add or take away to get from one to the other."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1]
 
 
 def write_table(page: Path, found: dict[str, Any]) -> None:

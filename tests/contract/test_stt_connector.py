@@ -5,7 +5,6 @@ A new provider is one more line in `IMPLEMENTATIONS`.
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from meshag.audio import FRAME_BYTES, RATE_HZ, read_wav
 from meshag.connectors.contracts import Heard, SttConnector, SttStream
 from meshag.connectors.stt.local import LocalStt, LocalSttOptions
 from meshag.errors import ConnectorError, ModelError
+from wording import errors, words
 
 pytestmark = [pytest.mark.contract, pytest.mark.models]
 
@@ -44,21 +44,6 @@ def pcm_of(name: str) -> bytes:
     pcm, rate_hz = read_wav(SPEECH / name)
     assert rate_hz == RATE_HZ
     return pcm
-
-
-def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
-
-
-def errors(said: str, heard: str) -> int:
-    """Words to change, add or take away to get from one to the other."""
-    a, b = words(said), words(heard)
-    row = list(range(len(b) + 1))
-    for i, word in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, other in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (word != other))
-    return row[-1]
 
 
 @asynccontextmanager

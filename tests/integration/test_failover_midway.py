@@ -19,6 +19,7 @@ from meshag.settings import default_cache_dir
 from meshes import join
 from vendors import voice
 from vendors.town import Town
+from wording import words
 
 pytestmark = [
     pytest.mark.integration,
@@ -122,10 +123,6 @@ async def test_another_voice_is_as_loud(town: Town, mesh: Mesh, gain_db: float) 
 
 
 # -- the recogniser ---------------------------------------------------------------------------------------------------
-
-
-def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]+", " ", text.lower()).split()
 
 
 @pytest.mark.parametrize("how", ["dies", "falls silent"])

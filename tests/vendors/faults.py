@@ -97,7 +97,8 @@ class StandIn:
 
     def cut(self) -> None:
         """Break every connection that is in use, as the death of the server would."""
-        cut(self._connections)
+        for wire in list(self._connections):
+            wire.abort()  # type: ignore[attr-defined]
 
     async def stop(self) -> None:
         """Hang up on everybody."""
@@ -127,12 +128,6 @@ def noting(connections: set[asyncio.BaseTransport]) -> Middleware:
             connections.discard(wire)
 
     return note
-
-
-def cut(connections: set[asyncio.BaseTransport]) -> None:
-    """Break these connections."""
-    for wire in list(connections):
-        wire.abort()  # type: ignore[attr-defined]
 
 
 async def forever() -> None:

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from json import dumps
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -38,6 +39,9 @@ END_S = 0.05
 
 RETRY_AFTER_MOST_S = 300.0
 """A provider that wants more patience than this is asked again all the same."""
+
+MOST_TOKENS = 1_000_000_000
+"""A usage report beyond this is none."""
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
@@ -118,6 +122,15 @@ class failures:  # noqa: N801 - reads as a statement
             raise ours from error
 
 
+def host_of(url: str) -> str:
+    """The host of an http(s) address; empty for anything else."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname or "" if parts.scheme in ("http", "https") and parts.port != 0 else ""
+    except ValueError:
+        return ""
+
+
 def encoded(value: Any) -> bytes:
     """A value as JSON. Halves of surrogate pairs, which UTF-8 cannot hold, become question marks."""
     try:
@@ -184,6 +197,17 @@ def by_status(provider: str, status: int, code: str, headers: Mapping[str, str])
     if 400 <= status < 500:
         return ProviderRejected(what)
     return ProviderGarbage(what)
+
+
+def failure_inside(provider: str, error: bytes, statuses: Mapping[str, int]) -> ConnectorError:
+    """What a vendor's error inside a stream means, whose status was 200. `statuses`: by code; 500 where not named."""
+    code = error_code(error[:ERROR_BYTES])
+    return by_status(provider, statuses.get(code, 500), code, {})
+
+
+def counted(tokens: int | None) -> int:
+    """A number of tokens as a vendor reports it; 0 when it cannot be one."""
+    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else 0
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -1,9 +1,11 @@
 """How loud the voices of this worker speak, so that one that stands in for another is as loud as that one."""
 
 from collections import OrderedDict
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from meshag.loudness import Loudness, Matched
+
+T = TypeVar("T")
 
 VOICES = 256
 """Voices remembered, the latest used."""
@@ -45,19 +47,22 @@ class Levels:
 
     def measure(self, voice: Voice, rate_hz: int) -> Loudness | None:
         """The measurement that is going on; None when the voice is known well enough."""
-        loudness = self._heard.setdefault(voice, Loudness(rate_hz))
-        self._heard.move_to_end(voice)
-        while len(self._heard) > VOICES:
-            self._heard.popitem(last=False)
+        loudness = self._heard.get(voice) or Loudness(rate_hz)
+        _keep(self._heard, voice, loudness)
         return None if loudness.heard()[1] >= ENOUGH_MS else loudness
 
     def remember(self, voice: Voice, level_db: float | None) -> None:
         """Note a voice's level."""
         if level_db is not None:
-            self._levels_db[voice] = level_db
-            self._levels_db.move_to_end(voice)
-            while len(self._levels_db) > VOICES:
-                self._levels_db.popitem(last=False)
+            _keep(self._levels_db, voice, level_db)
+
+
+def _keep(kept: OrderedDict[Voice, T], voice: Voice, what: T) -> None:
+    """Put it in as the latest used; the one that was not used for longest makes room."""
+    kept[voice] = what
+    kept.move_to_end(voice)
+    if len(kept) > VOICES:
+        kept.popitem(last=False)
 
 
 class _Measured:

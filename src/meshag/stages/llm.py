@@ -48,6 +48,7 @@ from meshag.frames import (
     TurnEnded,
 )
 from meshag.observe import metrics
+from meshag.sessions.config import ToolConfig
 from meshag.stages.owned import Owned, subject_of
 from meshag.subjects import Stage
 from meshag.turns.continuation import Continuation
@@ -402,7 +403,7 @@ class LlmSession(Owned):
         try:
             async with asyncio.TaskGroup() as group:
                 for step in open_steps:
-                    group.create_task(self._call_tool(reply, step))
+                    group.create_task(self._call_tool(reply, step, known.get(step.call.name)))
         finally:
             if bridging is not None:
                 bridging.cancel()
@@ -412,9 +413,8 @@ class LlmSession(Owned):
         if text.strip():
             self._bridge(reply, f"{text.strip()} ")
 
-    async def _call_tool(self, reply: Reply, step: Step) -> None:
+    async def _call_tool(self, reply: Reply, step: Step, tool: ToolConfig | None) -> None:
         key = f"{self.session}/{reply.turn}/{step.n}"
-        tool = next((tool for tool in self.config.tools if tool.name == step.call.name), None)
         if tool is None:
             metrics.TOOL_CALLS.labels("unknown").inc()
             step.answer = '{"error": "there is no such function"}'

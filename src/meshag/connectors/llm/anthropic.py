@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import Field, model_validator
@@ -20,9 +19,9 @@ from meshag.connectors.contracts import (
     TextDelta,
     Tool,
 )
-from meshag.connectors.http import ERROR_BYTES, Http, by_status, error_code, read_out, server_events
+from meshag.connectors.http import Http, counted, failure_inside, host_of, read_out, server_events
 from meshag.connectors.tool_calls import OpenCalls, as_object, id_for_all, schema
-from meshag.errors import ConnectorError, ProviderGarbage, ProviderRejected
+from meshag.errors import ProviderGarbage, ProviderRejected
 from meshag.settings import Settings
 
 VERSION = "2023-06-01"
@@ -44,9 +43,6 @@ STATUS = {
     "overloaded_error": 529,
 }
 """What an error inside a stream would have been as the answer's status; 500 where it is not named."""
-
-MOST_TOKENS = 1_000_000_000
-"""A usage report beyond this is none."""
 
 
 class AnthropicLlmOptions(Options):
@@ -128,11 +124,7 @@ class AnthropicLlm(LlmConnector):
 
     def availability(self) -> Availability:
         """With a key."""
-        try:
-            url = urlsplit(self._base_url)
-            host = url.hostname if url.scheme in ("http", "https") and url.port != 0 else None
-        except ValueError:
-            host = None
+        host = host_of(self._base_url)
         if not host:
             return Availability(False, "ANTHROPIC_BASE_URL is no address like https://api.anthropic.com")
         if not self._key:
@@ -196,7 +188,7 @@ class AnthropicLlm(LlmConnector):
                     reason = reason or "end_turn"
                     break
                 elif kind == "error":
-                    raise failed(bytes(event.error))
+                    raise failure_inside(self.name, bytes(event.error), STATUS)
             await read_out(answer)
         if not reason:
             raise ProviderGarbage(f"{self.name}: an answer without an end")
@@ -287,12 +279,6 @@ def decoded(data: bytes) -> _Event:
         raise ProviderGarbage("anthropic: not an event of an answer") from None
 
 
-def failed(error: bytes) -> ConnectorError:
-    """What an error inside the stream means: the stream itself began with status 200."""
-    code = error_code(error[:ERROR_BYTES])
-    return by_status("anthropic", STATUS.get(code, 500), code, {})
-
-
 def begin(calls: OpenCalls, index: int, block: _Block) -> None:
     """A call begins. Its arguments are streamed after it, or stand in it already."""
     calls.begin(index, block.id or "", block.name or "")
@@ -307,8 +293,3 @@ def input_of(usage: _Usage | None) -> int:
         return 0
     parts = (usage.input_tokens, usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
     return sum(map(counted, parts))
-
-
-def counted(tokens: int | None) -> int:
-    """A number of tokens as reported; 0 when it cannot be one."""
-    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else 0

@@ -22,9 +22,9 @@ from meshag.connectors.contracts import (
     Tool,
     ToolCall,
 )
-from meshag.connectors.http import ERROR_BYTES, Http, by_status, error_code, read_out, server_events
+from meshag.connectors.http import Http, counted, failure_inside, host_of, read_out, server_events
 from meshag.connectors.tool_calls import OpenCalls, as_object, id_for_all, schema
-from meshag.errors import ConnectorError, ProviderGarbage, ProviderRejected, ProviderUnavailable
+from meshag.errors import ProviderGarbage, ProviderRejected, ProviderUnavailable
 from meshag.settings import Settings
 
 REASONING = re.compile(r"(ft:)?(o\d|gpt-[5-9])")
@@ -44,9 +44,6 @@ STATUS = {
     "BadRequestError": 400,
 }
 """What an error inside a stream would have been as the answer's status; 500 where it is not named."""
-
-MOST_TOKENS = 1_000_000_000
-"""A usage report beyond this is none."""
 
 
 class OpenAiLlmOptions(Options):
@@ -126,11 +123,7 @@ class OpenAiLlm(LlmConnector):
 
     def availability(self) -> Availability:
         """With a key; a server of one's own may need none."""
-        try:
-            url = urlsplit(self._base_url)
-            host = url.hostname if url.scheme in ("http", "https") and url.port != 0 else None
-        except ValueError:
-            host = None
+        host = host_of(self._base_url)
         if not host:
             return Availability(False, "OPENAI_BASE_URL is no address like https://api.openai.com/v1")
         if not self._key and is_official(self._base_url):
@@ -275,14 +268,8 @@ def decoded(data: bytes) -> _Chunk:
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise ProviderGarbage("openai: not a chunk of an answer") from None
     if (failure := bytes(chunk.error)) != b"null":
-        raise failed(failure)
+        raise failure_inside("openai", failure, STATUS)
     return chunk
-
-
-def failed(error: bytes) -> ConnectorError:
-    """What an error inside the stream means."""
-    code = error_code(error[:ERROR_BYTES])
-    return by_status("openai", STATUS.get(code, 500), code, {})
 
 
 def assembled(calls: OpenCalls, pieces: Sequence[_Call]) -> list[ToolCall]:
@@ -297,8 +284,3 @@ def assembled(calls: OpenCalls, pieces: Sequence[_Call]) -> list[ToolCall]:
         if function.arguments:
             calls.write(key, function.arguments)
     return done
-
-
-def counted(tokens: int | None) -> int:
-    """A number of tokens as reported; 0 when it cannot be one."""
-    return tokens if tokens is not None and 0 <= tokens <= MOST_TOKENS else 0

@@ -2,13 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
 from pydantic import Field
 
 from meshag.connectors.contracts import Availability, Deadlines, Options, TtsConnector, TtsVoice
-from meshag.connectors.http import Http
+from meshag.connectors.http import Http, host_of
 from meshag.connectors.pieces import Pieces, sayable
 from meshag.errors import ProviderGarbage
 from meshag.settings import Settings
@@ -58,7 +57,7 @@ class AzureTts(TtsConnector):
             return Availability(False, "set AZURE_SPEECH_KEY")
         if not self._base:
             return Availability(False, "set AZURE_SPEECH_REGION")
-        if not _is_http(self._base):
+        if not host_of(self._base):
             return Availability(False, "AZURE_SPEECH_BASE_URL is not an http(s) address")
         return Availability(True, self._base)
 
@@ -124,11 +123,3 @@ def ssml(text: str, options: AzureOptions) -> str:
         "<speak version='1.0' xmlns='http://www.w3.org/2001/10/synthesis' xmlns:mstts='https://www.w3.org/2001/mstts' "
         f"xml:lang='{language}'><voice name='{options.voice}'>{spoken}</voice></speak>"
     )
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False

@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Literal
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 from weakref import WeakSet
 
 import msgspec
@@ -14,7 +14,7 @@ from pydantic import Field
 from meshag import clock
 from meshag.connectors.contracts import Availability, Deadlines, Options, TtsConnector, TtsVoice
 from meshag.connectors.elevenlabs_socket import HungUp, Line
-from meshag.connectors.http import Http
+from meshag.connectors.http import Http, host_of
 from meshag.connectors.pieces import Pieces, sayable
 from meshag.errors import ConnectorError, ProviderGarbage, ProviderRejected, ProviderTimeout
 from meshag.settings import Settings
@@ -108,7 +108,7 @@ class ElevenLabsTts(TtsConnector):
         """Whether there is a key."""
         if not self._key:
             return Availability(False, "set ELEVENLABS_API_KEY")
-        if not _is_http(self._base):
+        if not host_of(self._base):
             return Availability(False, "ELEVENLABS_BASE_URL is not an http(s) address")
         return Availability(True, self._base)
 
@@ -293,11 +293,3 @@ class _Voice(msgspec.Struct):
 
 class _VoiceList(msgspec.Struct):
     voices: list[_Voice]
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
