@@ -14,7 +14,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 AUDIO_INPUT, TEXT_INPUT = "AUDIO_INPUT", "TEXT_INPUT"
 STT_OUTPUT, LLM_OUTPUT, TTS_OUTPUT, CONTROL = "STT_OUTPUT", "LLM_OUTPUT", "TTS_OUTPUT", "CONTROL"
-PROVIDERS = "PROVIDERS"
+PROVIDERS, EVENTS = "PROVIDERS", "EVENTS"
 
 STREAMS: dict[str, str] = {
     AUDIO_INPUT: "audio.input.*",
@@ -24,6 +24,7 @@ STREAMS: dict[str, str] = {
     TTS_OUTPUT: "tts.output.*",
     CONTROL: "control.*",
     PROVIDERS: "provider.*.*.*",
+    EVENTS: "event.*",
 }
 """JetStream stream name to the subject filter that it captures. (A stream's own name may hold no dot.)"""
 
@@ -38,6 +39,9 @@ PRESENCE_ALL = "worker.*.*"
 
 PROVIDERS_ALL = STREAMS[PROVIDERS]
 """What is known of every provider of every stage."""
+
+EVENTS_ALL = STREAMS[EVENTS]
+"""What happens to every session."""
 
 
 def audio_input(session: SessionId) -> str:
@@ -60,6 +64,11 @@ def control(session: SessionId) -> str:
     return f"control.{session}"
 
 
+def event(session: SessionId) -> str:
+    """What happens to a session, for those who watch: made, joined, said, ended."""
+    return f"event.{session}"
+
+
 def claim(stage: Stage, worker_id: WorkerId) -> str:
     """Request: do you take this session?"""
     return f"claim.{stage}.{worker_id}"
@@ -78,9 +87,13 @@ def provider(kind: Literal["health", "switch"], stage: str, name: str) -> str:
     return f"provider.{kind}.{stage}.{name}"
 
 
+_WHOLE = {"provider": PROVIDERS, "event": EVENTS, "control": CONTROL}
+"""Streams that are told by the first token of a subject; the others by two."""
+
+
 def stream_of(subject: str) -> str:
     """The stream that captures `subject`."""
     head, _, rest = subject.partition(".")
-    if head == "provider":
-        return PROVIDERS
-    return CONTROL if head == "control" else f"{head}_{rest.partition('.')[0]}".upper()
+    if head in _WHOLE:
+        return _WHOLE[head]
+    return f"{head}_{rest.partition('.')[0]}".upper()

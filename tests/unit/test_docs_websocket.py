@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from meshag.api import page, providers, sessions
+from meshag.api.serve import routes
 from meshag.api.service import service
 from meshag.audio import RATES_HZ
 from meshag.connectors.transports import websocket
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parents[2]
 SOURCES = [
     ROOT / "src" / "meshag" / name
-    for name in ("connectors/transports/websocket.py", "stages/transport.py", "api/sessions.py")
+    for name in ("connectors/transports/websocket.py", "stages/transport.py", "api/stream.py")
 ]
 PAGE = (ROOT / "docs" / "websocket.md").read_text("utf-8")
 HTTP = (ROOT / "docs" / "http.md").read_text("utf-8")
@@ -124,13 +124,13 @@ def test_the_limits_are_the_code_s() -> None:
 def test_every_route_is_on_its_page_and_nothing_else() -> None:
     settings = SimpleNamespace(host="127.0.0.1", public_url="")
     worker = cast("Any", SimpleNamespace(settings=settings))
-    app = service(worker, [*sessions.routes(), *providers.routes(), *page.routes()])
-    routes = {
+    app = service(worker, routes())
+    there = {
         f"{route.method} {route.resource.canonical}"
         for route in app.router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
-    assert len(routes) == 16
-    assert set(re.findall(r"`((?:GET|POST|PATCH|DELETE|PUT) [^`]+)`", HTTP)) == routes
+    assert len(there) == 16
+    assert set(re.findall(r"`((?:GET|POST|PATCH|DELETE|PUT) [^`]+)`", HTTP)) == there
     for title, text in re.findall(r"^## `(\w+ [^`]+)`\n(.*?)(?=^## |\Z)", HTTP, re.MULTILINE | re.DOTALL):
         assert "```\ncurl " in text or "websocket.md" in text, title

@@ -21,6 +21,7 @@ ALL = [
     subjects.control(SESSION),
     subjects.provider("health", "llm", "openai"),
     subjects.provider("switch", "llm", "openai"),
+    subjects.event(SESSION),
 ]
 
 

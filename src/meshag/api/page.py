@@ -4,6 +4,8 @@ from importlib import resources
 
 from aiohttp import web
 
+from meshag.api import access
+
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 """What the page is made of, by the ends of the files' names."""
 
@@ -20,11 +22,13 @@ def routes() -> list[web.RouteDef]:
     return [web.get("/", index), web.get("/static/{name}", static)]
 
 
+@access.everybody
 async def index(request: web.Request) -> web.Response:
     """The page itself."""
     return _file("index.html")
 
 
+@access.everybody
 async def static(request: web.Request) -> web.Response:
     """A file of the page."""
     return _file(request.match_info["name"])

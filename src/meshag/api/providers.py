@@ -6,6 +6,7 @@ PUT /providers/{stage}/{name}    switch one off for all calls, or on again
 
 from aiohttp import web
 
+from meshag.api import access
 from meshag.api.service import WORKER, providers
 from meshag.errors import ConfigError
 from meshag.sessions.strict_json import read_json
@@ -20,12 +21,14 @@ def routes() -> list[web.RouteDef]:
     return [web.get("/providers", listing), web.put("/providers/{stage}/{name}", switch)]
 
 
+@access.read
 async def listing(request: web.Request) -> web.Response:
     """Every provider."""
     worker = request.app[WORKER]
     return web.json_response({"providers": {stage: providers(worker, stage) for stage in STAGES}})
 
 
+@access.admin
 async def switch(request: web.Request) -> web.Response:
     """`{"state": "off"}`: no call asks it any more, live ones included; `{"state": "on"}`: they may again."""
     worker = request.app[WORKER]

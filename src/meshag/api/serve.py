@@ -7,7 +7,7 @@ import signal
 import structlog
 from aiohttp import web
 
-from meshag.api import page, providers, sessions
+from meshag.api import conversation, page, providers, sessions, stream
 from meshag.api.service import service
 from meshag.connectors.registry import Registry
 from meshag.errors import MeshError
@@ -37,6 +37,11 @@ def maker(stage: Stage) -> Make | None:
     return None
 
 
+def routes() -> list[web.RouteDef]:
+    """Everything that the transport service answers beside what every service does."""
+    return [route for part in (sessions, conversation, stream, providers, page) for route in part.routes()]
+
+
 async def serve(stage: Stage, settings: Settings, port: int) -> None:
     """Run the service until SIGTERM, then drain; SIGINT ends it at once. Raises MeshError when it cannot start."""
     worker = Worker(stage, settings, Registry(settings.connectors), maker(stage))
@@ -55,9 +60,9 @@ async def serve(stage: Stage, settings: Settings, port: int) -> None:
         await worker.connect()
         if stage == "transport":
             switchboard = Switchboard(worker)
-            app = service(worker, [*sessions.routes(), *providers.routes(), *page.routes()])
-            app[sessions.SWITCHBOARD] = switchboard
-            app[sessions.SECRET] = settings.token_secret or await worker.store.shared_secret(secrets.token_hex(32))
+            app = service(worker, routes())
+            app[stream.SWITCHBOARD] = switchboard
+            app[stream.SECRET] = settings.token_secret or await worker.store.shared_secret(secrets.token_hex(32))
         else:
             app = service(worker)
         runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=2)

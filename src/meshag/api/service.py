@@ -1,16 +1,21 @@
 """What every service answers over HTTP: `/health`, `/ready`, `/metrics`."""
 
+import secrets
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from meshag import __version__
+from meshag import __version__, clock, subjects
+from meshag.api import access
 from meshag.api.problems import Handler, as_problems, problem
 from meshag.connectors.states import provider_state
-from meshag.errors import MeshError
+from meshag.errors import MeshError, SessionError
+from meshag.frames import Frame, encode
+from meshag.ids import SessionId, parse_session_id
 from meshag.stages.worker import Worker
 from meshag.subjects import STAGES, Stage
 
@@ -63,6 +68,7 @@ def _name(address: str) -> str:
         return ""
 
 
+@access.everybody
 async def health(request: web.Request) -> web.Response:
     """200 while the process is alive."""
     worker = request.app[WORKER]
@@ -71,6 +77,7 @@ async def health(request: web.Request) -> web.Response:
     )
 
 
+@access.everybody
 async def ready(request: web.Request) -> web.Response:
     """200 when this service takes work, 503 otherwise; with the state of each server and each provider."""
     worker = request.app[WORKER]
@@ -90,6 +97,7 @@ async def ready(request: web.Request) -> web.Response:
     return web.json_response(body, status=200 if able else 503)
 
 
+@access.everybody
 async def metrics(request: web.Request) -> web.Response:
     """What Prometheus reads."""
     return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -122,3 +130,18 @@ def providers(worker: Worker, stage: Stage) -> dict[str, dict[str, object]]:
         state = provider_state(worker.registry, stage, name)
         found[name] = {"available": state.available, "detail": state.detail, **worker.breakers.told(stage, name)}
     return found
+
+
+def session_id(request: web.Request) -> SessionId:
+    """The session that a path names. Raises SessionError for what is no id."""
+    session = parse_session_id(request.match_info["id"])
+    if session is None:
+        raise SessionError("there is no such session: an id has 26 characters, a-z and 2-7")
+    return session
+
+
+async def announce(worker: Worker, session: SessionId, frame: Frame) -> None:
+    """Tell every owner of the session."""
+    stamped = msgspec.structs.replace(frame, at_ns=clock.wall_ns())
+    message_id = f"api/{session}/{secrets.token_hex(8)}"
+    await worker.acknowledged.publish(subjects.control(session), encode(stamped), message_id)

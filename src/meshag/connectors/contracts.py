@@ -301,6 +301,39 @@ class TtsConnector(Connector, ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class Booking:
+    """A session that needs a place where its caller and its agent meet."""
+
+    session: str
+    """Its id."""
+
+    base_url: str
+    """The transport service as callers see it, `ws://` or `wss://`."""
+
+    token: str
+    """Lets its bearer join the session at the transport service."""
+
+    options: Options
+    """The transport's options."""
+
+    name: str = ""
+    """What people call it. Any text on one line, may be empty."""
+
+    max_participants: int = 2
+    recording: bool = False
+    transcription: bool = False
+
+    ttl_s: int = 3600
+    """How long the place is wanted at least, s."""
+
+    room: Mapping[str, Any] = field(default_factory=dict)
+    """What the request says about the room beyond that; the keys are the connector's own."""
+
+    participant: Mapping[str, Any] = field(default_factory=dict)
+    """What the request says about the caller: `name`, `is_owner`, `permissions`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Invitation:
     """How the caller joins a session."""
 
@@ -310,16 +343,27 @@ class Invitation:
     token: str
     """What to show there."""
 
-    details: dict[str, str] = field(default_factory=dict)
-    """Whatever else the transport has to say about the room."""
+    room: dict[str, Any] = field(default_factory=dict)
+    """What is stored with the session to find the place again (`name`, `url`, `expires_at_s`): no secret. Empty: there
+    is nothing to take down."""
 
 
 class TransportConnector(Connector, ABC):
     """How callers reach a session."""
 
+    attends: ClassVar[bool] = False
+    """True: the agent goes where the caller is (a room). False: the caller comes to the transport service."""
+
     @abstractmethod
-    async def invite(self, session: str, base_url: str, token: str) -> Invitation:
-        """Make the place where the caller joins `session`. `base_url`: the transport service as callers see it."""
+    async def invite(self, booking: Booking) -> Invitation:
+        """Make the place where the caller joins the session."""
+
+    async def dismiss(self, session: str, room: Mapping[str, Any]) -> None:
+        """Take that place down. `room`: of the invitation. One that is gone already is no error."""
+
+    async def attend(self, booking: Booking, room: Mapping[str, Any]) -> "Guest":
+        """Go there as the agent. Only where `attends`."""
+        raise NotImplementedError
 
 
 class Caller(ABC):
@@ -343,6 +387,21 @@ class Caller(ABC):
     @abstractmethod
     async def close(self, code: int, reason: str) -> None:
         """End the connection. `code` is a WebSocket close code. Idempotent."""
+
+
+class Guest(Caller):
+    """The agent in a room: whoever else is there is the caller."""
+
+    @abstractmethod
+    async def run(self, conversation: "Conversation") -> None:
+        """Pass on what is heard and written there, until the room is closed or `close` was called.
+
+        Raises ConnectorError when the room was lost.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Leave. Idempotent."""
 
 
 class Conversation(Protocol):

@@ -1,7 +1,7 @@
 """Sessions in Valkey: what was asked for, where it stands, what was said, who owns it.
 
     session:<id>:config         JSON: the request and its version
-    session:<id>:state          hash: status, created_at_s, ttl_s, transport
+    session:<id>:state          hash: status, created_at_s, ttl_s, key, room (JSON)
     session:<id>:history        hash: turn number to JSON exchange
     session:<id>:lease:<stage>  "<worker> <epoch>"
     sessions                    sorted set: ids by the time at which they were made
@@ -59,9 +59,9 @@ redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 'ok'
 """
 
-_STATUS = """
+_NOTE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HSET', KEYS[2], 'status', ARGV[1])
+return redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 """
 
 ENDED_S = 600
@@ -86,6 +86,10 @@ class SessionRecord(msgspec.Struct, frozen=True):
     """`created`, `live` while a caller is connected, `idle` after, `ended`."""
     created_at_s: float = 0.0
     ttl_s: int = 3600
+    key: str = ""
+    """The id of the API key that it was made with; empty when none was needed."""
+    room: dict[str, Any] = {}
+    """Where caller and agent meet, as the transport connector's invitation says; empty for a socket."""
 
 
 class SessionStore:
@@ -96,7 +100,7 @@ class SessionStore:
         self.address = address
         self._claim = client.register_script(_CLAIM)
         self._change = client.register_script(_CHANGE)
-        self._status = client.register_script(_STATUS)
+        self._note = client.register_script(_NOTE)
         self._release = client.register_script(_RELEASE)
 
     @classmethod
@@ -167,9 +171,9 @@ class SessionStore:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    async def create(self, session: SessionId, request: SessionRequest, ttl_s: int) -> SessionRecord:
-        """Store a new session."""
-        record = SessionRecord(session, 1, request, "created", clock.wall_s(), ttl_s)
+    async def create(self, session: SessionId, request: SessionRequest, ttl_s: int, key: str = "") -> SessionRecord:
+        """Store a new session. `key`: the id of the API key that it belongs to."""
+        record = SessionRecord(session, 1, request, "created", clock.wall_s(), ttl_s, key)
         await self.put(record)
         return record
 
@@ -177,7 +181,13 @@ class SessionStore:
         """Store a session as it is: a new one, or again what a flushed Valkey has forgotten."""
         pipe = self._client.pipeline(transaction=True)
         pipe.set(_key(record.id, "config"), _config(record.version, record.request), ex=record.ttl_s)
-        state = {"status": record.status, "created_at_s": record.created_at_s, "ttl_s": record.ttl_s}
+        state: dict[str, str | float] = {
+            "status": record.status,
+            "created_at_s": record.created_at_s,
+            "ttl_s": record.ttl_s,
+            "key": record.key,
+            "room": msgspec.json.encode(record.room).decode(),
+        }
         pipe.hset(_key(record.id, "state"), mapping=cast("Any", state))
         pipe.expire(_key(record.id, "state"), record.ttl_s)
         pipe.zadd(_INDEX, {record.id: record.created_at_s})
@@ -199,6 +209,8 @@ class SessionStore:
             state.get("status", "created"),
             float(state.get("created_at_s", 0)),
             int(float(state.get("ttl_s", 3600))),
+            state.get("key", ""),
+            msgspec.json.decode(state.get("room") or "{}"),
         )
 
     async def change_config(self, record: SessionRecord, request: SessionRequest) -> SessionRecord:
@@ -212,9 +224,17 @@ class SessionStore:
             raise StoreError("the session was changed by somebody else at the same time", code="session_changed")
         return changed
 
+    async def set_room(self, record: SessionRecord, room: dict[str, Any]) -> SessionRecord:
+        """Note where the session's caller and agent meet. Does nothing for one that is gone."""
+        await self._state(record.id, "room", msgspec.json.encode(room).decode())
+        return msgspec.structs.replace(record, room=room)
+
     async def set_status(self, session: SessionId, status: str) -> None:
         """Note where the session stands. Does nothing for one that is gone."""
-        await self._call(self._status(keys=[_key(session, "config"), _key(session, "state")], args=[status]))
+        await self._state(session, "status", status)
+
+    async def _state(self, session: SessionId, field: str, value: str) -> None:
+        await self._call(self._note(keys=[_key(session, "config"), _key(session, "state")], args=[field, value]))
 
     async def has_ended(self, session: SessionId) -> bool:
         """Whether a session that is not there was ended, and not forgotten by a flushed Valkey."""

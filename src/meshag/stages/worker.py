@@ -22,6 +22,7 @@ from meshag.errors import MeshError, OverloadError, StoreError
 from meshag.ids import SessionId, new_worker_id
 from meshag.observe import metrics
 from meshag.sessions.claims import Claim, Claimed
+from meshag.sessions.events import Events
 from meshag.sessions.fleet import MISSED_BEATS, Fleet, Presence, client_name
 from meshag.sessions.store import Lease, SessionStore
 from meshag.settings import Settings
@@ -50,6 +51,7 @@ class Worker:
         self.store: SessionStore
         self.fleet: Fleet
         self.acknowledged: Acknowledged
+        self.events: Events
         self.breakers: Breakers
         self.tools: Tools
         self.owned: dict[SessionId, Owned] = {}
@@ -81,6 +83,7 @@ class Worker:
         self.bus = await Bus.connect(self.settings.nats_url, name=name)
         self.acknowledged = Acknowledged(self.bus)
         await self.acknowledged.start()
+        self.events = Events(self.acknowledged)
         self.fleet = Fleet(self.bus, self.settings.heartbeat_ms)
         await self.fleet.start()
         self.breakers = Breakers(self.bus, self.fleet, self.registry, self.stage, self.worker_id)

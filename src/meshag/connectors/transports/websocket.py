@@ -13,7 +13,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from meshag import clock
 from meshag.audio import RATE_HZ, Resampler
-from meshag.connectors.contracts import Caller, Conversation, Invitation, Options, TransportConnector
+from meshag.connectors.contracts import Booking, Caller, Conversation, Invitation, Options, TransportConnector
 from meshag.errors import MeshError
 
 log = structlog.get_logger("meshag.websocket")
@@ -70,8 +70,8 @@ class WebSocketTransport(TransportConnector):
     name: ClassVar[str] = "websocket"
     options: ClassVar[type[Options]] = WebSocketOptions
 
-    async def invite(self, session: str, base_url: str, token: str) -> Invitation:
-        return Invitation(f"{base_url}/sessions/{session}/stream", token)
+    async def invite(self, booking: Booking) -> Invitation:
+        return Invitation(f"{booking.base_url}/sessions/{booking.session}/stream", booking.token)
 
 
 class _Said(msgspec.Struct):

@@ -1,0 +1,157 @@
+"""A session's beginning and end, the same whoever asks for it."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from meshag import subjects
+from meshag.api.service import WORKER, announce
+from meshag.api.stream import sign
+from meshag.connectors.contracts import Booking, Invitation, TransportConnector
+from meshag.connectors.states import provider_problems, provider_state
+from meshag.errors import BusError, MeshError, SessionError
+from meshag.frames import SessionEnded
+from meshag.ids import SessionId, new_session_id
+from meshag.sessions.config import SessionRequest, effective
+from meshag.sessions.problems import ConfigProblems
+from meshag.sessions.store import SessionRecord
+from meshag.stages.transport import ensure_owners
+from meshag.stages.worker import Worker
+from meshag.subjects import STAGES
+
+log = structlog.get_logger("meshag.api")
+
+LATE_FRAMES_S = 2.0
+"""After a session's end its owners may still say a word; then its journal is purged."""
+
+_background: set[asyncio.Task[None]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller of the API wants beside the configuration."""
+
+    key: str = ""
+    """The id of the API key that asks; empty where none is needed."""
+
+    room: Mapping[str, Any] = field(default_factory=dict)
+    """Of the room, see `Booking.room`."""
+
+    participant: Mapping[str, Any] = field(default_factory=dict)
+    """Of the caller, see `Booking.participant`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A session that its caller may join."""
+
+    record: SessionRecord
+    invitation: Invitation
+    transport: str
+    """The connector that invites."""
+
+
+def check(worker: Worker, asked: SessionRequest) -> None:
+    """Raises ConfigProblems when no installed provider can do what is asked for."""
+    problems = provider_problems(worker.registry, asked)
+    if errors := [problem for problem in problems if not problem.warning]:
+        raise ConfigProblems(errors)
+
+
+def transport_of(worker: Worker, asked: SessionRequest) -> TransportConnector:
+    """The transport that serves a session: the first of its own that can work here."""
+    usable = effective(
+        asked.config, "transport", lambda name: provider_state(worker.registry, "transport", name).available
+    )
+    connector = worker.registry.get("transport", usable[0])
+    assert isinstance(connector, TransportConnector)
+    return connector
+
+
+async def begin(request: web.Request, asked: SessionRequest, wish: Wish) -> Begun:
+    """Store a session, find an owner for each stage, make the place where it is joined. All of that, or nothing."""
+    worker = request.app[WORKER]
+    check(worker, asked)
+    session = new_session_id()
+    ttl_s = asked.ttl_s or worker.settings.session_ttl_s
+    record = await worker.store.create(session, asked, ttl_s, wish.key)
+    try:
+        await ensure_owners(worker, record)
+        connector = transport_of(worker, asked)
+        invitation = await connector.invite(
+            Booking(
+                session=session,
+                base_url=base_url(request),
+                token=sign(request, session),
+                options=connector.options.model_validate(
+                    asked.config.connectors.transport.config.get(connector.name, {})
+                ),
+                name=asked.session_name,
+                max_participants=asked.max_participants,
+                recording=asked.enable_recording,
+                transcription=asked.enable_transcription,
+                ttl_s=ttl_s,
+                room=wish.room,
+                participant=wish.participant,
+            )
+        )
+        if invitation.room:
+            record = await worker.store.set_room(record, invitation.room)
+    except BaseException:
+        await end(worker, session, "failed")
+        raise
+    log.info("session_created", session=session, pipeline=asked.config.pipeline.name)
+    await worker.events.tell("session_created", session, wish.key, name=asked.session_name, transport=connector.name)
+    return Begun(record, invitation, connector.name)
+
+
+async def end(worker: Worker, session: SessionId, reason: str) -> bool:
+    """Forget a session, tell its owners, take down its room, later its journal. False when it had gone already."""
+    try:
+        record = await worker.store.load(session)
+    except SessionError:
+        record = None
+    there = await worker.store.delete(session)
+    await announce(worker, session, SessionEnded(reason=reason))
+    if record is not None and there:
+        await worker.events.tell("session_ended", session, record.key, once="ended", reason=reason)
+        if record.room:
+            _later(_dismiss(worker, record))
+    _later(_purge(worker, session))
+    return there
+
+
+def base_url(request: web.Request) -> str:
+    """The transport service as callers see it, `ws://` or `wss://`."""
+    public = request.app[WORKER].settings.public_url.rstrip("/")
+    return re.sub("^http", "ws", public) or f"ws://{request.host}"
+
+
+def _later(work: "asyncio._CoroutineLike[None]") -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+async def _dismiss(worker: Worker, record: SessionRecord) -> None:
+    try:
+        await transport_of(worker, record.request).dismiss(record.id, record.room)
+    except MeshError as error:
+        log.warning("room_not_taken_down", session=record.id, error=str(error))
+
+
+async def _purge(worker: Worker, session: SessionId) -> None:
+    await asyncio.sleep(LATE_FRAMES_S)
+    heard = [subjects.audio_input(session), subjects.text_input(session), subjects.control(session)]
+    heard += [subjects.output(stage, session) for stage in STAGES if stage != "transport"]
+    for subject in heard:
+        try:
+            await worker.bus.purge(subject)
+        except BusError as error:
+            log.warning("journal_not_purged", session=session, error=str(error))
+            return
