@@ -73,7 +73,8 @@ class Settings(BaseSettings):
 
     tool_hosts: str = ""
     """Hosts where sessions' tools may be although they are not public, and that are sent MESHAG_TOOL_ variables, comma
-    separated: `localhost:9000,10.1.2.3,*.example.com`. Without a port: all of its ports."""
+    separated: `localhost:9000,10.1.2.3,*.example.com`. Without a port: all of its ports. Transport refuses sessions by
+    it, llm calls by it: set it alike for both."""
 
     openai_api_key: SecretStr = Field(SecretStr(""), validation_alias="OPENAI_API_KEY")
     """Turns the providers `openai` on. Like every key: from the environment only, never in a session's JSON."""

@@ -7,11 +7,22 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
-from meshag.connectors.contracts import GO_ON, LlmRequest, Message, ReplyDone, TextDelta, ToolCall
+from meshag.connectors.contracts import GO_ON, LlmRequest, Message, ReplyDone, TextDelta, Thinking, ToolCall
 from meshag.connectors.llm.anthropic import SILENCE, AnthropicLlm, AnthropicLlmOptions, messages_of
 from meshag.errors import ProviderGarbage, ProviderLimited, ProviderRejected, ProviderUnavailable
+from vendors import fuzz
 from vendors.anthropic import AnthropicStandIn
-from vendors.llm_contract import KEY, SYSTEM, Connect, VendorLlmContract, events_from, events_of, request_of
+from vendors.llm_contract import (
+    KEY,
+    SYSTEM,
+    Connect,
+    VendorLlmContract,
+    all_of,
+    answer_of,
+    events_from,
+    events_of,
+    request_of,
+)
 
 pytestmark = pytest.mark.contract
 
@@ -169,6 +180,19 @@ class TestAnthropic(VendorLlmContract):
     async def test_an_answer_without_an_end_is_none(self, connect: Connect) -> None:
         with pytest.raises(ProviderGarbage):
             await events_from(connect, [text("Yes.")])
+
+    async def test_its_thoughts_are_signs_of_life(self, connect: Connect) -> None:
+        thoughts = [event("content_block_start", content_block={"type": "thinking", "thinking": ""})]
+        thoughts += [
+            event("content_block_delta", delta={"type": "thinking_delta", "thinking": thought})
+            for thought in ("Well", "", " ", " then.")
+        ]
+        stream = answer_of([*thoughts, text("Yes."), end("end_turn"), STOP])
+        async with fuzz.Babbler(lambda: stream) as server:
+            connector = connect(server.url)
+            found = await all_of(connector)
+            await connector.aclose()
+        assert found[:-1] == [Thinking(4), Thinking(6), TextDelta("Yes.")]
 
     async def test_what_it_does_not_know_is_passed_over(self, connect: Connect) -> None:
         strange = [

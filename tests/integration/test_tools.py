@@ -3,19 +3,27 @@
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
+from bench import instant
+from meshag.api import sessions
+from meshag.api.service import WORKER
 from meshag.bus.connection import Bus
 from meshag.connectors import tools as calling
 from meshag.connectors.tools import ANSWER_BYTES, CUT, Tools
+from meshag.embedded.mesh import Mesh
 from meshag.embedded.servers import EmbeddedServers
-from meshag.errors import BusError
+from meshag.errors import BusError, ConfigError
 from meshag.sessions.tools import ToolConfig
+from meshes import call as exchange
+from meshes import create
 
 pytestmark = pytest.mark.integration
 
@@ -318,6 +326,17 @@ async def test_arguments_that_are_not_what_the_tool_takes(
     assert theatre.requests == []
 
 
+async def test_arguments_are_checked_beside_the_event_loop(
+    theatre: Theatre, tools: Tools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library alone takes a tenth of a second to load, a hostile schema as long to check."""
+    threads: list[int] = []
+    monkeypatch.setattr(calling, "value_problems", lambda *_: threads.append(threading.get_ident()) or [])
+    await call(tools, over_http(theatre))
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
+
+
 async def test_no_arguments_are_an_empty_object(theatre: Theatre, tools: Tools) -> None:
     await call(tools, over_http(theatre, parameters={"type": "object"}), "")
     assert theatre.requests[0]["body"] == "{}"
@@ -482,3 +501,51 @@ async def test_nats_that_fails() -> None:
 
     assert json.loads(await call(Tools(Broken()), over_nats())) == {"error": "tool_unavailable"}
     assert json.loads(await call(Tools(Worse()), over_nats())) == {"error": "tool_failed"}
+
+
+# -- when a session is created ----------------------------------------------------------------------------------------
+
+
+def test_a_session_whose_tools_could_not_be_called_is_refused(mesh: Mesh) -> None:
+    there = create(mesh)["session_id"]
+    tool = {"name": "t", "description": "d", "http": {"url": "http://10.0.0.1/"}}
+    config = {**instant.config(), "tools": [tool]}
+    for method, path in (("POST", "/sessions/with-config"), ("PATCH", f"/sessions/{there}/config")):
+        status, told = exchange(mesh, method, path, {"config": config})
+        assert status == 422, told
+        found = {problem["path"]: problem["fix"] for problem in told["problems"]}
+        assert list(found) == ["config.tools.0.http.url", "config.connectors.llm"]
+        assert "MESHAG_TOOL_HOSTS" in found["config.tools.0.http.url"]
+        assert "can call functions" in found["config.connectors.llm"]
+    assert exchange(mesh, "GET", f"/sessions/{there}")[1]["config"]["tools"] == []
+
+
+@pytest.mark.parametrize("reader", ["parse_request", "patched"])
+async def test_configurations_are_checked_beside_the_event_loop(reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def read(*_: object) -> None:
+        threads.append(threading.get_ident())
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(sessions, reader, read)
+    request = AsyncMock(match_info={"id": "a" * 26})
+    request.app = {WORKER: AsyncMock()}
+    request.read.return_value = b"{}"
+    with pytest.raises(ConfigError, match="enough"):
+        await (sessions.create if reader == "parse_request" else sessions.change)(request)
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
+
+
+def test_a_secret_in_an_address_is_neither_kept_nor_repeated(mesh: Mesh) -> None:
+    there = create(mesh)["session_id"]
+    for url in ("https://me:hush-9@a.test/", "https://a.test/?api_key=hush-9"):
+        config = {**instant.config(), "tools": [{"name": "t", "description": "d", "http": {"url": url}}]}
+        for method, path in (("POST", "/sessions/with-config"), ("PATCH", f"/sessions/{there}/config")):
+            status, told = exchange(mesh, method, path, {"config": config})
+            assert (status, told["code"], told["path"]) == (422, "tool_secret", "config.tools.0.http.url")
+            assert "header" in told["fix"]
+            assert "hush" not in json.dumps(told)
+    assert "hush" not in json.dumps(exchange(mesh, "GET", f"/sessions/{there}")[1])
+    assert not [path.name for path in mesh.log_dir.glob("*.log") if "hush" in path.read_text()]

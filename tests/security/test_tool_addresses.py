@@ -2,7 +2,10 @@
 
 import ipaddress
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -112,6 +115,11 @@ MALFORMED = (
     f"http://a.test/{'x' * 2048}",
 )
 
+OWN_NAMES = (
+    *("localhost", "LOCALHOST.", "app.localhost", "a1", "shop", "valkey", "printer.local", "router.home.arpa"),
+    *("metadata.google.internal", "db.eu.internal.", "x.LOCAL"),
+)
+
 REFUSED = [
     *(f"http://{ip}:PORT/" for ip in PRIVATE_V4),
     *(f"https://[{ip}]:PORT/x?y=1" for ip in PRIVATE_V6),
@@ -123,6 +131,7 @@ REFUSED = [
         for v4 in ("127.0.0.1", "169.254.169.254", "10.0.0.1", "100.64.0.1", "168.63.129.16")
         for ip in embedded(v4).values()
     ),
+    *(f"http://{name}:PORT/" for name in OWN_NAMES),
     *MALFORMED,
 ]
 PUBLIC = (
@@ -140,7 +149,12 @@ PUBLIC = (
 )
 NAMES = (
     *("https://api.example.com", "https://api.example.com/", "https://api.example.com./x", "http://a.test:8080?x=1"),
-    *("https://xn--bcher-kva.test/", "https://my_tool.test/a/b;c=d?e=f&g[]=h", "http://localhost:9000/", "http://a1/"),
+    *(
+        "https://xn--bcher-kva.test/",
+        "https://my_tool.test/a/b;c=d?e=f&g[]=h",
+        "http://a1.test/",
+        "http://internal.test/",
+    ),
     *("http://127.0.0.1.nip.io/", "http://1.a/", "http://0x7f.test/", "https://A.TEST/~x/:y@z"),
 )
 
@@ -407,8 +421,33 @@ def test_the_end_of_an_address_is_no_domain() -> None:
     "entry", ["*", "*.", "http://a.test", "a.test/x", "a b", "a:0", "a:99999", "::1", "*.0.0.1", "127.1"]
 )
 def test_entries_that_name_nothing(entry: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         Hosts(f"a.test,{entry}")
+    assert entry in str(caught.value)
+    assert "host:port" in caught.value.fix
+
+
+@pytest.mark.parametrize("entry", ["http://me:hush@a.test/", "a.test\nb.test", "a.test\x1b[2J", "\udcff", "10.0.0.0/8"])
+def test_what_is_said_of_one_is_a_line_without_a_password(entry: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Hosts(entry)
+    assert str(caught.value).isprintable()
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("stage", "entry"), [("llm", "https://a.test"), ("transport", "*")])
+def test_a_service_says_at_its_start_what_is_wrong_with_them(stage: str, entry: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "meshag", "serve", stage],
+        env={**os.environ, "MESHAG_TOOL_HOSTS": f"b.test, {entry}", "NATS_URL": "nats://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    said, fix = done.stderr.splitlines()
+    assert said == f"meshag: MESHAG_TOOL_HOSTS: '{entry}' is no host"
+    assert fix.startswith("  fix: write host, host:port, ")
 
 
 async def test_a_named_host_is_reached(canary: Canary) -> None:
@@ -427,4 +466,5 @@ async def test_variables_are_sent_to_named_hosts_only(canary: Canary) -> None:
     assert await called(tools, wanted) == {"error": "secret_refused"}
     await tools.aclose()
     (concern,) = tools.hosts.concerns([tool("https://a.test/"), wanted])
-    assert (concern.path, concern.code, concern.warning) == ("config.tools.1.http", "secret_refused", True)
+    assert (concern.path, concern.code) == ("config.tools.1.http.headers", "secret_refused")
+    assert not concern.warning

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from meshag.connectors.contracts import Connector, Deadlines, Options
+from meshag.connectors.contracts import Connector, Deadlines, LlmEvent, Options, TextDelta, Thinking
 from meshag.connectors.failover import AllFailed, BrokeOff, Candidate, candidates, relay, watched
 from meshag.connectors.registry import Registry
 from meshag.errors import ConnectorError, MeshError, ProviderGarbage, ProviderTimeout, ProviderUnavailable
 from meshag.sessions.providers import StageConnectors
+from meshag.stages.llm import LEAST_CHARS_PER_S, weight
 
 pytestmark = pytest.mark.unit
 
@@ -128,13 +129,13 @@ async def test_a_failure_never_repeats_a_strangers_words() -> None:
 # -- deadlines --------------------------------------------------------------------------------------------------------
 
 
-async def _drip(every_s: float, item: str = "x") -> AsyncIterator[str]:
+async def _drip(every_s: float, item: Any = "x") -> AsyncIterator[Any]:
     while True:
         await asyncio.sleep(every_s)
         yield item
 
 
-async def _last_words(items: AsyncIterator[str], deadlines: Deadlines, **more: Any) -> str:
+async def _last_words(items: AsyncIterator[Any], deadlines: Deadlines, **more: Any) -> str:
     with pytest.raises(ProviderTimeout) as caught:
         async with asyncio.timeout(10):
             _ = [item async for item in watched(items, deadlines, "p", **more)]
@@ -156,6 +157,20 @@ def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_stream_that_is_slower_than_its_floor_is_too_slow() -> None:
     deadlines = Deadlines(first_ms=1_000, between_ms=1_000)
     assert "too slow" in await _last_words(_drip(0.06), deadlines, weigh=len, least_per_s=100)
+
+
+@pytest.mark.usefixtures("short_window")
+@pytest.mark.parametrize("event", [Thinking(1), TextDelta("x")])
+async def test_a_drip_of_thoughts_is_too_slow_like_one_of_words(event: LlmEvent) -> None:
+    assert weight(event) == 1
+    deadlines = Deadlines(first_ms=2_000, between_ms=2_000)
+    said = await _last_words(_drip(0.25, event), deadlines, weigh=weight, least_per_s=LEAST_CHARS_PER_S)
+    assert "too slow" in said
+
+
+async def test_thoughts_without_end_end_at_the_total() -> None:
+    deadlines = Deadlines(first_ms=1_000, between_ms=1_000, total_ms=100)
+    assert "no next item" in await _last_words(_drip(0.01, Thinking(50)), deadlines, weigh=weight, least_per_s=5)
 
 
 @pytest.mark.usefixtures("short_window")

@@ -142,7 +142,7 @@ def at(url: str = "https://a.test/", **headers: str) -> dict[str, Any]:
         (weather(http={"ulr": "https://a.test"}), "http.url", "field_missing", "add it"),
         (weather(http={"url": "https://a.test", "metod": "GET"}), "http.metod", "field_unknown", "'method'"),
         (weather(http={"url": "https://a.test", "method": "PUT"}), "http.method", "field_invalid", "'POST' or 'GET'"),
-        (at("https://user:word@a.test/"), "http.url", "tool_url", "no user"),
+        (at("https://a.test/#part"), "http.url", "tool_url", "no fragment"),
         (at("https://2130706433/"), "http.url", "tool_url", "https://host/path"),
         (at("ftp://a.test/"), "http.url", "tool_url", "https://host/path"),
         (at(**{"A B": "x"}), 'http.headers."A B"', "tool_header", "letters"),
@@ -174,6 +174,42 @@ def test_refused_tools(tool: dict[str, Any], path: str, code: str, fix: str) -> 
     where = "config.tools.1" + (f".{path}" if path else "")
     assert (where, code) in found, found
     assert fix in found[where, code]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://user:hush@a.test/", "https://hush@a.test", "HTTP://a:hush@a.test:80?x", "http:/\\u:hush@a.test/"),
+        *(f"https://a.test/?x=1&{name}=hush" for name in ("key", "token", "secret", "password", "sig", "signature")),
+        *(f"https://a.test/?{name}=hush" for name in ("api_key", "apikey", "apiKey", "API-KEY", "%61pi_key", "auth")),
+        *(f"https://a.test/?{name}=hush" for name in ("accesstoken", "AccessKeyId", "X-Amz-Signature", "oauth", "pwd")),
+        *(
+            "https://a.test/?a=1;token=hush",
+            "https://a.test/?x=Bearer%20hush",
+            "https://a.test/?key=${MESHAG_TOOL_hush}",
+        ),
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_never_repeated(url: str) -> None:
+    (problem,) = refused(request(at(url)))
+    assert (problem.path, problem.code) == ("config.tools.0.http.url", "tool_secret")
+    assert "header" in problem.fix
+    assert "${MESHAG_TOOL_" in problem.fix
+    assert "hush" not in f"{problem}"
+    with pytest.raises(ConfigProblems) as caught:
+        patched(SessionRequest(), {"config": {"tools": [at(url)]}})
+    assert "hush" not in f"{caught.value} {caught.value.problems}"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("city=Rome&k", "author=Tolkien", "max_tokens=5", "keyword=a", "monkey=1", "design=x", "key=", "token"),
+        *("passenger=2", "signal=1", "secretary=1", "code=1", "q=the%20bearer%20of", "x=@", "x=key", "x=a?token"),
+    ],
+)
+def test_an_ordinary_query_is_none(query: str) -> None:
+    assert parse_request(request(at(f"https://a.test/?{query}")))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +290,7 @@ REMOTE = [
         ),
         *(
             (schema(**{"$defs": {"x": {word: {}}}}), f"$defs.x.{word}", "tool_schema_keyword")
-            for word in schemas.REFUSED
+            for word in sorted(schemas.REFUSED)
         ),
         *((schema(properties={"x": {"$ref": ref}}), "properties.x.$ref", "tool_schema_reference") for ref in REMOTE),
     ],
@@ -449,6 +485,8 @@ def test_what_is_stored_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) ->
     asked = parse_request(request(WEATHER))
     monkeypatch.setattr("meshag.sessions.tools.schema_problems", lambda _: pytest.fail("checked"))
     assert SessionRequest.model_validate(asked.model_dump(mode="json", by_alias=True), context=STORED) == asked
+    body = {"config": {"tools": [at("https://a.test/?key=1")]}}  # of a release that took it
+    assert SessionRequest.model_validate(body, context=STORED).config.tools
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -469,8 +507,8 @@ def test_every_request_of_the_page_is_accepted() -> None:
 
 def test_every_code_is_explained() -> None:
     sources = [ROOT / "src/meshag" / path for path in ("sessions/tools.py", "sessions/schemas.py")]
-    sources += [ROOT / "src/meshag/connectors" / path for path in ("tools.py", "addresses.py")]
+    sources += [ROOT / "src/meshag/connectors" / path for path in ("tools.py", "addresses.py", "states.py")]
     text = "".join(path.read_text() for path in sources)
-    codes = set(re.findall(r'"((?:tool|address|secret|invalid)_[a-z_]+)"', text))
+    codes = set(re.findall(r'"((?:tools?|address|secret|invalid)_[a-z_]+)"', text))
     assert len(codes) > 12
     assert {code for code in codes if f"`{code}`" not in PAGE} == set()

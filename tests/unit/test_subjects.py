@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshag import subjects
-from meshag.ids import new_session_id, new_worker_id
+from meshag.ids import SessionId, new_session_id, new_worker_id
 from meshag.subjects import DISCONNECTS, MEDIA, PRESENCE_ALL, STREAMS, stream_of
 
 pytestmark = pytest.mark.unit
 
-SESSION = new_session_id()
+SESSION = SessionId("abcdefghijklmnopqrstuvwxyz")
 ALL = [
     subjects.audio_input(SESSION),
     subjects.text_input(SESSION),

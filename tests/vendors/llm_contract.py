@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from meshag import clock
 from meshag.connectors.contracts import (
     GO_ON,
     Deadlines,
@@ -21,6 +22,7 @@ from meshag.connectors.contracts import (
     Message,
     ReplyDone,
     TextDelta,
+    Thinking,
     Tool,
     ToolCall,
 )
@@ -33,6 +35,7 @@ from meshag.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
+from meshag.stages.llm import LEAST_CHARS_PER_S, weight
 from vendors import fuzz
 from vendors.writing import TOKENS, ModelStandIn, Writing
 
@@ -57,9 +60,14 @@ def request_of(connector: LlmConnector, *texts: str, **more: Any) -> LlmRequest:
     return LlmRequest(SYSTEM, [*messages, *more.pop("then", ())], options, **more)
 
 
-async def events_of(connector: LlmConnector, request: LlmRequest | None = None) -> list[LlmEvent]:
+async def all_of(connector: LlmConnector, request: LlmRequest | None = None) -> list[LlmEvent]:
     async with asyncio.timeout(10):
         return [event async for event in connector.reply(request or request_of(connector))]
+
+
+async def events_of(connector: LlmConnector, request: LlmRequest | None = None) -> list[LlmEvent]:
+    """All but the signs of life."""
+    return [event for event in await all_of(connector, request) if not isinstance(event, Thinking)]
 
 
 def text_of(events: Iterable[LlmEvent]) -> str:
@@ -202,12 +210,50 @@ class VendorLlmContract:
         vendor.faults.set(silent_after=8)  # in the middle of the second one
         async with aclosing(connector.reply(request_of(connector, tools=[WEATHER]))) as reply:  # type: ignore[type-var]
             async with asyncio.timeout(5):
-                assert (await anext(reply)).id == "call_000"  # type: ignore[union-attr]
+                calls = (event.id async for event in reply if isinstance(event, ToolCall))
+                assert await anext(calls) == "call_000"
 
     async def test_a_call_without_arguments(self, vendor: ModelStandIn, connector: LlmConnector) -> None:
         vendor.calls = [{"name": "get_weather", "arguments": ""}]
         call, _ = await events_of(connector, request_of(connector, tools=[WEATHER]))
         assert call == ToolCall("call_000", "get_weather", "")
+
+    async def test_every_piece_of_arguments_is_a_sign_of_life(
+        self, vendor: ModelStandIn, connector: LlmConnector
+    ) -> None:
+        vendor.calls = [{"name": "get_weather", "arguments": '{"city":"Paris"}'}]  # in pieces of five
+        *signs, call, done = await all_of(connector, request_of(connector, tools=[WEATHER]))
+        assert signs == [Thinking(5), Thinking(5), Thinking(5), Thinking(1)]
+        assert (type(call), type(done)) == (ToolCall, ReplyDone)
+
+    async def test_arguments_may_take_longer_than_the_wait_for_one_item(
+        self, vendor: ModelStandIn, connector: LlmConnector
+    ) -> None:
+        vendor.calls = [{"name": "get_weather", "arguments": {"city": "x" * 50}}]
+        vendor.faults.set(slow_s=0.12)
+        deadlines = Deadlines(first_ms=1_000, between_ms=1_000)
+        began_s = clock.monotonic_s()
+        reply = connector.reply(request_of(connector, tools=[WEATHER]))
+        heard = watched(reply, deadlines, "p", weigh=weight, least_per_s=LEAST_CHARS_PER_S)
+        *_, call, done = [event async for event in heard]
+        assert (type(call), type(done)) == (ToolCall, ReplyDone)
+        assert clock.monotonic_s() - began_s > 1.2
+
+    @pytest.mark.parametrize(("begun", "awaited"), [("", "first"), ("{", "next")])
+    @pytest.mark.parametrize("piece", [b'""', b'"     "'], ids=["empty", "blank"])
+    async def test_empty_and_blank_pieces_of_arguments_are_silence(
+        self, vendor: ModelStandIn, connector: LlmConnector, begun: str, awaited: str, piece: bytes
+    ) -> None:
+        vendor.calls = [{"name": "get_weather", "arguments": begun + " " * 2_000}]
+        streamed = vendor.items
+        vendor.items = lambda writing: (  # type: ignore[method-assign]
+            event.replace(b'"     "', piece) for event in streamed(writing)
+        )
+        vendor.faults.set(slow_s=0.02)
+        reply = connector.reply(request_of(connector, tools=[WEATHER]))
+        with pytest.raises(ProviderTimeout, match=f"no {awaited} item"):
+            async with asyncio.timeout(5):
+                _ = [event async for event in watched(reply, BRISK, "p")]
 
     async def test_functions_answer_it(self, vendor: ModelStandIn, connector: LlmConnector) -> None:
         vendor.calls = CALLS

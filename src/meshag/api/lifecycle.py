@@ -13,7 +13,7 @@ from meshag import subjects
 from meshag.api.service import WORKER, announce
 from meshag.api.stream import sign
 from meshag.connectors.contracts import Booking, Invitation, TransportConnector
-from meshag.connectors.states import provider_problems, provider_state
+from meshag.connectors.states import provider_state, session_problems
 from meshag.errors import BusError, MeshError, SessionError
 from meshag.frames import SessionEnded
 from meshag.ids import SessionId, new_session_id
@@ -57,8 +57,8 @@ class Begun:
 
 
 def check(worker: Worker, asked: SessionRequest) -> None:
-    """Raises ConfigProblems when no installed provider can do what is asked for."""
-    problems = provider_problems(worker.registry, asked)
+    """Raises ConfigProblems when no installed provider can do what is asked for, or a tool could not be called."""
+    problems = session_problems(worker.registry, worker.hosts, asked)
     if errors := [problem for problem in problems if not problem.warning]:
         raise ConfigProblems(errors)
 

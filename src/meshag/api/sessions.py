@@ -45,7 +45,8 @@ def routes() -> list[web.RouteDef]:
 @access.write
 async def create(request: web.Request) -> web.Response:
     """Check the configuration, store it, find an owner for each stage, say how to join."""
-    begun = await begin(request, parse_request(await request.read()), Wish(key_of(request)))
+    asked = await asyncio.to_thread(parse_request, await request.read())  # tools' schemas take their time
+    begun = await begin(request, asked, Wish(key_of(request)))
     body = {
         "session_id": begun.record.id,
         "room_url": begun.invitation.room_url,
@@ -101,7 +102,7 @@ async def change(request: web.Request) -> web.Response:
     session, patch = session_id(request), read_json(await request.read())
     async with _changing:
         record = await worker.store.load(session)
-        asked = patched(record.request, patch)
+        asked = await asyncio.to_thread(patched, record.request, patch)
         check(worker, asked)
         if asked != record.request:
             before, record = record, await worker.store.change_config(record, asked)

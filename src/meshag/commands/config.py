@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 from meshag.commands.common import add_action
 from meshag.commands.session import read_file
+from meshag.connectors.addresses import Hosts
 from meshag.connectors.registry import Registry
-from meshag.connectors.states import provider_problems
+from meshag.connectors.states import session_problems
 from meshag.sessions.config import parse_request, stages_of
 from meshag.sessions.problems import ConfigProblems, Problem
 from meshag.settings import Settings
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         request = parse_request(body)
     except ConfigProblems as error:
         return _refused(name, error.problems)
-    problems = provider_problems(Registry(Settings().connectors), request)
+    settings = Settings()
+    problems = session_problems(Registry(settings.connectors), Hosts(settings.tool_hosts), request)
     if any(not problem.warning for problem in problems):
         return _refused(name, problems)
     _print(problems)

@@ -44,6 +44,9 @@ _NOT_PUBLIC_V6 = [
     ipaddress.IPv6Network(network)
     for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")  # Teredo is in the first, 6to4 the third
 ]
+_OWN_NAMES = ("localhost", "local", "internal", "home.arpa")
+"""Names that end so are of one's own machine or network: they are reserved for that."""
+
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _ISATAP = 0x5EFE
@@ -72,13 +75,23 @@ def is_public(ip: IpAddress) -> bool:
     return ip.is_global and (not is_isatap or is_public(last))
 
 
+def is_own_name(host: str) -> bool:
+    """Whether a name, lower case, can only be of one's own machine or network: also every one without a dot."""
+    return "." not in host or any(host == own or host.endswith(f".{own}") for own in _OWN_NAMES)
+
+
 class Hosts:
     """The hosts that an operator has named: `localhost:9000, 10.1.2.3, [::1]:80, *.example.com`."""
 
     _ENTRY = re.compile(r"(?P<host>\*\.[a-z0-9_.-]+|[a-z0-9_][a-z0-9_.-]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?")
 
+    _FIX = (
+        "write host, host:port, [IPv6]:port or *.domain, comma separated, without https:// and without a path; "
+        "or unset it"
+    )
+
     def __init__(self, text: str) -> None:
-        """Raises ConfigError for an entry that is no host."""
+        """`text`: MESHAG_TOOL_HOSTS. Raises ConfigError for an entry that is no host."""
         self._named: set[tuple[str, int | None]] = set()
         for entry in filter(None, (part.strip().lower() for part in text.split(","))):
             found = self._ENTRY.fullmatch(entry)
@@ -90,12 +103,16 @@ class Hosts:
                 known = authority(f"http://{host.lstrip('.')}:{port or 80}")
             except ValueError:
                 raise ConfigError(
-                    f"MESHAG_TOOL_HOSTS: '{entry[:80]}' is no host",
+                    f"MESHAG_TOOL_HOSTS: {entry.rpartition('@')[2][:80]!r} is no host",  # before @: a password
                     path="MESHAG_TOOL_HOSTS",
-                    fix="write host, host:port or *.domain, comma separated",
+                    fix=self._FIX,
                 ) from None
             if wild and known.ip is not None:
-                raise ConfigError("MESHAG_TOOL_HOSTS: '*' stands before a domain", path="MESHAG_TOOL_HOSTS")
+                raise ConfigError(
+                    f"MESHAG_TOOL_HOSTS: {entry[:80]!r} has '*.' before an address",
+                    path="MESHAG_TOOL_HOSTS",
+                    fix=self._FIX,
+                )
             self._named.add((f".{known.host}" if wild else _same(known), known.port if port else None))
 
     def named(self, place: Authority) -> bool:
@@ -115,7 +132,7 @@ class Hosts:
             raise AddressRefused(f"refused: {error}") from None
         if self.named(place):
             return True
-        if place.ip is not None and not is_public(place.ip):
+        if is_own_name(place.host) if place.ip is None else not is_public(place.ip):
             raise AddressRefused("refused: not a public address")
         if any(REFERENCE.search(value) for value in http.headers.values()):
             # else whoever may create a session could have them sent to himself
@@ -124,14 +141,15 @@ class Hosts:
 
     def concerns(self, tools: Sequence[ToolConfig]) -> list[Problem]:
         """Why calls of these tools of a session will certainly be refused, where this can be told without a look-up."""
-        fix = "name the host in MESHAG_TOOL_HOSTS of the llm service"
+        fix = "name the host in MESHAG_TOOL_HOSTS of the transport and the llm service"
         found: list[Problem] = []
         for i, tool in enumerate(tools):
             try:
                 if tool.http is not None:
                     self.check(tool.http)
             except AddressRefused as error:
-                found.append(Problem(f"config.tools.{i}.http", str(error), fix, error.code, warning=True))
+                field = "headers" if error.code == "secret_refused" else "url"
+                found.append(Problem(f"config.tools.{i}.http.{field}", str(error), fix, error.code))
         return found
 
 

@@ -238,6 +238,18 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Thinking:
+    """The model is at work on something that is no event yet: the arguments of a call, a thought. Nothing is said.
+
+    It keeps the deadlines of the first and of the next event from ending the reply, and counts for its pace like text.
+    One for each piece that the model really wrote: never for an empty or blank one, nor for a keep-alive.
+    """
+
+    chars: int
+    """How much it wrote, characters, at least 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyDone:
     """The last event of a reply."""
 
@@ -248,7 +260,7 @@ class ReplyDone:
     output_tokens: int = 0
 
 
-LlmEvent = TextDelta | ToolCall | ReplyDone
+LlmEvent = TextDelta | ToolCall | Thinking | ReplyDone
 
 
 class LlmConnector(Connector, ABC):
@@ -261,6 +273,7 @@ class LlmConnector(Connector, ABC):
     def reply(self, request: LlmRequest) -> AsyncIterator[LlmEvent]:
         """The answer as it is generated: deltas, then one ReplyDone. Closing the iterator stops the generation.
 
+        A model that writes for longer than a moment what becomes no delta (a call's arguments) yields `Thinking`.
         Nothing is connected before the first item is asked for.
         """
 

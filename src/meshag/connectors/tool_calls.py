@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import msgspec
 
-from meshag.connectors.contracts import ToolCall
+from meshag.connectors.contracts import Thinking, ToolCall
 from meshag.errors import ProviderGarbage
 
 ARGUMENTS_BYTES = 64 * 1024
@@ -90,6 +90,11 @@ class OpenCalls:
             if call in taken:
                 del self._latest[key]
         return [ToolCall(call.id, call.name, call.arguments) for call in taken]
+
+
+def thinking(piece: str | None) -> list[Thinking]:
+    """The sign of life in a piece of arguments or of a thought; none in a blank one: some models never stop those."""
+    return [Thinking(len(piece))] if piece and not piece.isspace() else []
 
 
 def as_object(arguments: str) -> dict[str, Any] | None:

@@ -69,9 +69,9 @@ class _Failure(Exception):  # noqa: N818 - reads as what happened
 class Tools:
     """One worker's tools. Making it is cheap: connections are made when first used, kept warm and closed with it."""
 
-    def __init__(self, bus: Requests, hosts: str = "", *, environment: Mapping[str, str] = os.environ) -> None:
-        """`hosts`: MESHAG_TOOL_HOSTS. Raises ConfigError when it cannot be read."""
-        self.hosts = Hosts(hosts)
+    def __init__(self, bus: Requests, hosts: Hosts | str = "", *, environment: Mapping[str, str] = os.environ) -> None:
+        """`hosts`: MESHAG_TOOL_HOSTS. Raises ConfigError for a text that cannot be read."""
+        self.hosts = Hosts(hosts) if isinstance(hosts, str) else hosts
         self._bus = bus
         self._environment = environment
         self._pools: dict[bool, aiohttp.ClientSession] = {}
@@ -96,7 +96,7 @@ class Tools:
             "X-MeshAG-Turn": str(turn),
         }
         try:
-            given = _arguments(tool, arguments)
+            given = await asyncio.to_thread(_arguments, tool, arguments)  # a tenth of a second at worst
             async with asyncio.timeout(tool.deadline_ms / 1000):
                 answer = _text(*await self._twice(tool, given, headers))
         except _Failure as error:

@@ -156,6 +156,11 @@ def _subschemas(schema: object) -> Iterator[tuple[tuple[str, ...], object]]:
 # -- a value ----------------------------------------------------------------------------------------------------------
 
 
+def prepare() -> None:
+    """Load what checking a value takes, which blocks for 0.2 s the first time. For a thread, before it is needed."""
+    value_problems({"type": "object"}, {})
+
+
 def value_problems(schema: Mapping[str, Any], value: object) -> list[str]:
     """What is wrong with `value`, for whoever wrote it: `city: 5 is not of type 'string'`. Never fetches anything."""
     from referencing import Registry

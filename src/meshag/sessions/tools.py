@@ -4,6 +4,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote_plus
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, model_validator
 
@@ -41,6 +42,21 @@ _OURS = frozenset(
 _SECRET_NAME = re.compile(r"auth|cookie|token|secret|passw|credential|signature|api-?key|(^|[-_])key$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"(bearer|basic)\s+\S", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z =_-]{0,31}|")
+
+_USER = re.compile(r"(?i:https?):[/\\]*[^/?#\\]*@")
+_QUERY_WORDS = frozenset(
+    {
+        *("auth", "authentication", "authorization", "bearer", "cookie", "cred", "credential", "credentials", "jwt"),
+        *("key", "oauth", "pass", "passphrase", "passwd", "password", "pw", "pwd", "sas", "secret", "sig", "signature"),
+        "token",
+    }
+)
+"""Words of which a secret's name in a query has one."""
+
+_QUERY_NAME = re.compile(r"(api|access|app|auth|client|private|secret|subscription)key|passw|(secret|signature|token)$")
+"""Such words written together, lower case, letters only."""
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +113,16 @@ class ToolHttp(Part):
     """Sent along, up to 16. `${MESHAG_TOOL_…}` in a value is a variable of the service's environment. Default none."""
 
     @model_validator(mode="after")
-    def _can_be_called(self) -> "ToolHttp":
+    def _can_be_called(self, info: ValidationInfo) -> "ToolHttp":
         problems: list[Problem] = []
         try:
             authority(self.url)
         except ValueError as error:
-            fix = "write https://host/path, special characters percent-encoded, no user, no password, no fragment"
-            problems.append(Problem("url", str(error), fix, "tool_url"))
+            problems.append(_url_problem(self.url, str(error)))
+        else:
+            if not (info.context or {}).get("stored") and _has_secret(self.url):
+                said = "a parameter that looks like a secret: it must not stand in a session's JSON"
+                problems.append(Problem("url", said, _IN_A_HEADER, "tool_secret"))
         seen: set[str] = set()
         for name, value in self.headers.items():
             if problem := _header_problem(name, value, seen):
@@ -113,6 +132,33 @@ class ToolHttp(Part):
         if problems:
             raise FoundProblems(problems)
         return self
+
+
+_IN_A_HEADER = (
+    "take it out and send it in a header: {'Authorization': 'Bearer ${MESHAG_TOOL_…}'}, with that variable set where "
+    "the llm service runs"
+)
+
+
+def _url_problem(url: str, said: str) -> Problem:
+    """What is wrong with an address that cannot be read. Nothing of it is repeated: it may hold a password."""
+    if _USER.match(url):
+        return Problem("url", "a user or a password must not stand in an address", _IN_A_HEADER, "tool_secret")
+    if "${" in url:
+        return Problem("url", "variables can be used in headers only", _IN_A_HEADER, "tool_secret")
+    fix = "write https://host/path, special characters percent-encoded, no user, no password, no fragment"
+    return Problem("url", said, fix, "tool_url")
+
+
+def _has_secret(url: str) -> bool:
+    """Whether a parameter of the query has a value and the name, or the look, of a secret."""
+    for parameter in re.split("[&;]", url.partition("?")[2]):
+        name, _, value = map(unquote_plus, parameter.partition("="))
+        plain = re.sub("[^a-z]", "", name.lower())
+        words = {word.lower() for word in _WORD.findall(name)}
+        if value and (words & _QUERY_WORDS or _QUERY_NAME.search(plain) or _SECRET_VALUE.match(value)):
+            return True
+    return False
 
 
 def _header_problem(name: str, value: str, before: set[str]) -> tuple[str, str, str] | None:

@@ -20,6 +20,7 @@ from meshag.connectors.contracts import (
     Message,
     ReplyDone,
     TextDelta,
+    Thinking,
     Tool,
     ToolCall,
 )
@@ -48,6 +49,7 @@ from meshag.frames import (
     TurnEnded,
 )
 from meshag.observe import metrics
+from meshag.sessions import schemas
 from meshag.sessions.config import ToolConfig
 from meshag.stages.owned import Owned, subject_of
 from meshag.subjects import Stage
@@ -112,6 +114,13 @@ class Reply:
         return "".join(self.texts(self.steps[-1].chunks if self.steps else 0))
 
 
+def weight(event: LlmEvent) -> float:
+    """What an event counts for the pace of a reply, characters. A call, or the end, is never too slow."""
+    if isinstance(event, TextDelta):
+        return len(event.text)
+    return event.chars if isinstance(event, Thinking) else LEAST_CHARS_PER_S * 10
+
+
 class LlmSession(Owned):
     """One session's mind."""
 
@@ -137,6 +146,8 @@ class LlmSession(Owned):
     async def warm(self) -> None:
         if not self.able(LlmConnector):  # type: ignore[type-abstract]
             raise ConnectorError("no llm provider of this session is available here", code="provider_unknown")
+        if self.config.tools:
+            await asyncio.to_thread(schemas.prepare)
         try:
             stored = await self.host.store.history(self.session)
         except StoreError as error:
@@ -283,11 +294,13 @@ class LlmSession(Owned):
             lambda candidate: self._events(reply, candidate),
             self.provider_failed,
             hedge_ms=self.config.connectors.llm.hedge_ms,
-            weigh=lambda event: len(event.text) if isinstance(event, TextDelta) else LEAST_CHARS_PER_S * 10,
+            weigh=weight,
             least_per_s=LEAST_CHARS_PER_S,
         )
         async with aclosing(source):
             async for candidate, event in source:
+                if isinstance(event, Thinking):
+                    continue
                 if answering is None:
                     answering = candidate
                     waited = (clock.monotonic_ns() - started_ns) / 1e9
@@ -328,8 +341,10 @@ class LlmSession(Owned):
                     event = TextDelta(blank + event.text)
                 elif isinstance(event, ReplyDone) and not said and not reply.said:
                     raise ProviderGarbage(f"{candidate.name}: an empty answer", code="provider_empty")
-                said = True
+                said = said or not isinstance(event, Thinking)
                 yield event
+        if not said and not reply.said:  # it only thought
+            raise ProviderGarbage(f"{candidate.name}: an empty answer", code="provider_empty")
 
     def _count(self, provider: str, done: ReplyDone) -> None:
         for direction, tokens in (("in", done.input_tokens), ("out", done.output_tokens)):

@@ -15,6 +15,7 @@ import structlog
 from meshag import clock, subjects
 from meshag.bus.acknowledged import Acknowledged
 from meshag.bus.connection import Bus, Subscription
+from meshag.connectors.addresses import Hosts
 from meshag.connectors.breakers import Breakers
 from meshag.connectors.registry import Registry
 from meshag.connectors.tools import Tools
@@ -42,7 +43,11 @@ class Worker:
     """Make it, `start()` it, and later `drain()` and `aclose()` it. It is the `Host` of what it owns."""
 
     def __init__(self, stage: Stage, settings: Settings, registry: Registry, make: Make | None) -> None:
-        """`make`: what answers claims; None for transport, whose sessions come with their callers."""
+        """`make`: what answers claims; None for transport, whose sessions come with their callers.
+
+        Raises ConfigError for a setting that cannot be read.
+        """
+        self.hosts = Hosts(settings.tool_hosts)
         self.stage = stage
         self.settings = settings
         self.registry = registry
@@ -88,7 +93,7 @@ class Worker:
         await self.fleet.start()
         self.breakers = Breakers(self.bus, self.fleet, self.registry, self.stage, self.worker_id)
         await self.breakers.start()
-        self.tools = Tools(self.bus, self.settings.tool_hosts)
+        self.tools = Tools(self.bus, self.hosts)
         metrics.CAPACITY.labels(self.stage).set(self.settings.capacity)
 
     async def warm(self) -> None:

@@ -20,7 +20,7 @@ from meshag.connectors.contracts import (
     Tool,
 )
 from meshag.connectors.http import Http, counted, failure_inside, host_of, read_out, server_events
-from meshag.connectors.tool_calls import OpenCalls, as_object, id_for_all, schema
+from meshag.connectors.tool_calls import OpenCalls, as_object, id_for_all, schema, thinking
 from meshag.errors import ProviderGarbage, ProviderRejected
 from meshag.settings import Settings
 
@@ -93,6 +93,7 @@ class _Delta(msgspec.Struct, gc=False):
     type: str = ""
     text: str | None = None
     partial_json: str | None = None
+    thinking: str | None = None
     stop_reason: str | None = None
 
 
@@ -168,6 +169,8 @@ class AnthropicLlm(LlmConnector):
                         yield TextDelta(text)
                     elif delta.partial_json:
                         calls.write(event.index, delta.partial_json)
+                    for sign in thinking(delta.partial_json or delta.thinking):
+                        yield sign
                 elif kind == "content_block_start" and (block := event.content_block) is not None:
                     if block.type == "tool_use":
                         begin(calls, event.index, block)

@@ -19,11 +19,12 @@ from meshag.connectors.contracts import (
     Options,
     ReplyDone,
     TextDelta,
+    Thinking,
     Tool,
     ToolCall,
 )
 from meshag.connectors.http import Http, counted, failure_inside, host_of, read_out, server_events
-from meshag.connectors.tool_calls import OpenCalls, as_object, id_for_all, schema
+from meshag.connectors.tool_calls import OpenCalls, as_object, id_for_all, schema, thinking
 from meshag.errors import ProviderGarbage, ProviderRejected, ProviderUnavailable
 from meshag.settings import Settings
 
@@ -168,9 +169,9 @@ class OpenAiLlm(LlmConnector):
                         if text := delta.content or delta.refusal:
                             said = True
                             yield TextDelta(text)
-                        for call in assembled(calls, delta.tool_calls or ()):
-                            called = True
-                            yield call
+                        for event in assembled(calls, delta.tool_calls or ()):
+                            called = called or isinstance(event, ToolCall)
+                            yield event
                     reason = choice.finish_reason or reason
             await read_out(answer)
         if not reason:
@@ -272,9 +273,10 @@ def decoded(data: bytes) -> _Chunk:
     return chunk
 
 
-def assembled(calls: OpenCalls, pieces: Sequence[_Call]) -> list[ToolCall]:
-    """Take in pieces of calls. Returns the calls that are complete since another one begins, as a new id tells."""
-    done: list[ToolCall] = []
+def assembled(calls: OpenCalls, pieces: Sequence[_Call]) -> list[ToolCall | Thinking]:
+    """Take in pieces of calls. Returns the calls that are complete since another one begins, as a new id tells, and
+    signs of life."""
+    done: list[ToolCall | Thinking] = []
     for piece in pieces:
         key, function = piece.index or 0, piece.function or _Function()
         known = calls.id_of(key)
@@ -283,4 +285,5 @@ def assembled(calls: OpenCalls, pieces: Sequence[_Call]) -> list[ToolCall]:
             calls.begin(key, piece.id or "", function.name or "")
         if function.arguments:
             calls.write(key, function.arguments)
+            done += thinking(function.arguments)
     return done
