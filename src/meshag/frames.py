@@ -85,6 +85,13 @@ class TurnEnded(Frame, tag="te", frozen=True, kw_only=True):
     """The epoch of the frame `audio_seq`: every call counts its audio anew."""
 
 
+class TurnLikely(Frame, tag="tl", frozen=True, kw_only=True):
+    """The caller has probably finished: an answer may be begun, but nobody may hear it before TurnEnded."""
+
+    text: str
+    """The turn so far. Empty: the caller goes on."""
+
+
 # -- llm.output -------------------------------------------------------------------------------------------------------
 
 
@@ -285,9 +292,9 @@ class SessionEnded(Frame, tag="sx", frozen=True, kw_only=True):
 
 
 AnyFrame: TypeAlias = (
-    AudioIn | TextIn | VoiceStarted | Transcript | TurnEnded | ReplyStarted | ReplyChunk | ReplyEnded | StageFailed
-    | StageLate | ToolCalled | ToolAnswered | Speech | SpeechEnded | Interrupt | PlayStarted | Played | ConfigChanged
-    | OwnerChanged | Handover | SessionEnded
+    AudioIn | TextIn | VoiceStarted | Transcript | TurnLikely | TurnEnded | ReplyStarted | ReplyChunk | ReplyEnded
+    | StageFailed | StageLate | ToolCalled | ToolAnswered | Speech | SpeechEnded | Interrupt | PlayStarted | Played
+    | ConfigChanged | OwnerChanged | Handover | SessionEnded
 )  # fmt: skip
 
 F = TypeVar("F", bound=Frame)

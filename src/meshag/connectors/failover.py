@@ -210,12 +210,13 @@ async def relay(
     raise AllFailed("every provider failed")
 
 
-class _Runner(Generic[C, T]):
-    """One of two that run at the same time: its stream in a task of its own."""
+class Runner(Generic[C, T]):
+    """A provider's stream in a task of its own, up to `ahead` items before who listens."""
 
-    def __init__(self, candidate: Candidate[C], stream: AsyncGenerator[T, None]) -> None:
+    def __init__(self, candidate: Candidate[C], stream: AsyncGenerator[T, None], *, ahead: int = 8) -> None:
         self.candidate = candidate
-        self.items: asyncio.Queue[T | Exception | None] = asyncio.Queue(8)
+        self.items: asyncio.Queue[T | Exception | None] = asyncio.Queue(ahead)
+        """What it gave; last its failure, or None."""
         self.spoke = asyncio.Event()
         self._task = asyncio.create_task(self._run(stream))
 
@@ -243,12 +244,12 @@ async def _raced(
     failed: Callable[[Candidate[C], MeshError], None],
     hedge_s: float,
 ) -> AsyncGenerator[tuple[Candidate[C], T], None]:
-    running: list[_Runner[C, T]] = []
+    running: list[Runner[C, T]] = []
     hedged = False
     try:
         while running or waiting:
             if not running:
-                running.append(_Runner(waiting[0], stream(waiting.popleft())))
+                running.append(Runner(waiting[0], stream(waiting.popleft())))
             heard = [asyncio.create_task(runner.spoke.wait()) for runner in running]
             try:
                 patience_s = hedge_s if waiting and not hedged else None
@@ -259,7 +260,7 @@ async def _raced(
             spoke = next((runner for runner in running if runner.spoke.is_set()), None)
             if spoke is None:
                 hedged = True
-                running.append(_Runner(waiting[0], stream(waiting.popleft())))
+                running.append(Runner(waiting[0], stream(waiting.popleft())))
                 continue
             first = spoke.items.get_nowait()
             if isinstance(first, Exception) or first is None:

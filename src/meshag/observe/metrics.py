@@ -41,4 +41,9 @@ PROBES = Counter(
     "meshag_provider_probes_total", "Probes of open providers, by result.", ["stage", "provider", "result"]
 )
 TOKENS = Counter("meshag_llm_tokens_total", "Tokens that models read (in) and wrote (out).", ["provider", "direction"])
+DRAFTS = Counter(
+    "meshag_drafts_total",
+    "Answers begun before the caller had certainly finished: used, or dropped because the caller went on.",
+    ["result"],
+)
 TOOL_CALLS = Counter("meshag_tool_calls_total", "Functions that models called, by result.", ["result"])

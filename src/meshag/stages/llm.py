@@ -1,6 +1,6 @@
 """Language model: ends of turns and typed text in, a reply in speakable chunks out.
 
-on_frame   TurnEnded or TextIn → _answer
+on_frame   TurnEnded or TextIn → _answer · TurnLikely: begin a draft of the answer, unheard
 _answer    history + prompt + tools → provider → ReplyStarted, ReplyChunk …, ReplyEnded
            a provider breaks off: the next one goes on after what was said · the model calls a function: _call_tools
 on_signal  Interrupt: stop · Played: the history keeps what was heard
@@ -8,7 +8,7 @@ resume     the former owner is gone: go on after the last chunk that it said
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -47,10 +47,12 @@ from meshag.frames import (
     ToolAnswered,
     ToolCalled,
     TurnEnded,
+    TurnLikely,
 )
 from meshag.observe import metrics
 from meshag.sessions import schemas
 from meshag.sessions.config import ToolConfig
+from meshag.stages.draft import Draft
 from meshag.stages.owned import Owned, subject_of
 from meshag.subjects import Stage
 from meshag.turns.continuation import Continuation
@@ -96,6 +98,8 @@ class Reply:
     fillers: set[int] = field(default_factory=set)
     """The chunks that only bridge a wait."""
     steps: list[Step] = field(default_factory=list)
+    draft: Draft | None = None
+    """Its beginning, made before the turn's end was certain."""
     ended: bool = False
 
     def texts(self, start: int = 0, end: int | None = None) -> list[str]:
@@ -135,6 +139,7 @@ class LlmSession(Owned):
         self._unstored: dict[int, Exchange] = {}
         self._last_turn = 0
         self._work: asyncio.Task[None] | None = None
+        self._draft: Draft | None = None
 
     @property
     def quiet(self) -> bool:
@@ -162,7 +167,9 @@ class LlmSession(Owned):
     # -- turns --------------------------------------------------------------------------------------------------------
 
     def on_frame(self, frame: AnyFrame) -> None:
-        if isinstance(frame, (TurnEnded, TextIn)) and frame.text.strip():
+        if isinstance(frame, TurnLikely):
+            self._begin_draft(frame)
+        elif isinstance(frame, (TurnEnded, TextIn)) and frame.text.strip():
             self._begin(frame)
         elif isinstance(frame, StageFailed):
             self._apologise(frame.turn, APOLOGY_UNHEARD)
@@ -183,7 +190,48 @@ class LlmSession(Owned):
         reply = self._replies.setdefault(turn, Reply(turn, ""))
         reply.user = frame.text
         self._settle(before=turn)
+        reply.draft = self._take_draft(frame.text)
         self._work = self.spawn(self._answer(reply))
+
+    # -- before the turn's end is certain -----------------------------------------------------------------------------
+
+    def _begin_draft(self, frame: TurnLikely) -> None:
+        """Begin to answer what the caller has probably said; with no text: the caller goes on."""
+        if self._draft is not None and self._draft.answers(frame.text):
+            return
+        self._drop_draft()
+        asked = self.able(LlmConnector)  # type: ignore[type-abstract]
+        if not frame.text.strip() or not asked or not self.quiet or self._replies:
+            return  # while an answer is being heard, nobody knows what the history will hold of it
+        reply = Reply(frame.turn, frame.text)
+        self._draft = Draft(frame.text, self.record.version, asked[0], self._events(reply, asked[0]))
+
+    def _take_draft(self, text: str) -> Draft | None:
+        """The draft, if the caller has indeed said this and nothing has changed since."""
+        draft, asked = self._draft, self.able(LlmConnector)  # type: ignore[type-abstract]
+        if draft is None:
+            return None
+        if not draft.suits(text, self.record.version, asked[0] if asked else None):
+            self._drop_draft()
+            return None
+        self._draft = None
+        metrics.DRAFTS.labels("used").inc()
+        return draft
+
+    def _drop_draft(self) -> None:
+        if self._draft is not None:
+            metrics.DRAFTS.labels("dropped").inc()
+            self.spawn(self._draft.aclose())
+            self._draft = None
+
+    def _begun(self, reply: Reply, candidate: Candidate[LlmConnector]) -> AsyncGenerator[LlmEvent, None]:
+        """A provider's events; those of the draft, if it has one: it is the first provider's."""
+        draft, reply.draft = reply.draft, None
+        return self._events(reply, candidate) if draft is None else draft.events()
+
+    async def finish(self) -> None:
+        if self._draft is not None:
+            await self._draft.aclose()
 
     def _is_repeated(self, frame: TurnEnded | TextIn) -> bool:
         """Whether two owners of stt have heard the same utterance, as may happen when one hands over to the other."""
@@ -291,7 +339,7 @@ class LlmSession(Owned):
         answering: Candidate[LlmConnector] | None = None
         source = relay(
             asked,
-            lambda candidate: self._events(reply, candidate),
+            lambda candidate: self._begun(reply, candidate),
             self.provider_failed,
             hedge_ms=self.config.connectors.llm.hedge_ms,
             weigh=weight,
@@ -327,7 +375,7 @@ class LlmSession(Owned):
         self._note_calls(reply, calls)
         return "tools" if calls else reason
 
-    async def _events(self, reply: Reply, candidate: Candidate[LlmConnector]) -> AsyncIterator[LlmEvent]:
+    async def _events(self, reply: Reply, candidate: Candidate[LlmConnector]) -> AsyncGenerator[LlmEvent, None]:
         """A provider's events from the first that holds a word or a call on. Raises ProviderGarbage where none does."""
         blank, said, request = "", False, self._request(reply, candidate)
         async with aclosing(candidate.connector.reply(request)) as events:  # type: ignore[type-var]

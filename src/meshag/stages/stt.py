@@ -16,7 +16,18 @@ from meshag.audio import FRAME_MS
 from meshag.connectors.contracts import Heard, Options, SttConnector, SttStream
 from meshag.connectors.failover import AllFailed, Candidate, as_failure, connected
 from meshag.errors import ConfigError, ConnectorError, MeshError, ProviderTimeout
-from meshag.frames import AnyFrame, AudioIn, Interrupt, Played, StageLate, TextIn, Transcript, TurnEnded, VoiceStarted
+from meshag.frames import (
+    AnyFrame,
+    AudioIn,
+    Interrupt,
+    Played,
+    StageLate,
+    TextIn,
+    Transcript,
+    TurnEnded,
+    TurnLikely,
+    VoiceStarted,
+)
 from meshag.models.catalogue import find
 from meshag.models.store import path
 from meshag.observe import metrics
@@ -63,6 +74,8 @@ class Utterance:
     finished_ns: int = 0
     """Monotonic time at which the recogniser was asked for the final; 0 before."""
     text: str = ""
+    likely: str = ""
+    """What the recogniser takes for the whole turn, as long as it thinks that the caller has probably finished."""
     done: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when its end has been published."""
 
@@ -306,6 +319,12 @@ class SttSession(Owned):
             self._deliver_final(utterance, heard.text)
         else:
             self._interim(self._current, heard.text)
+            self._likely(self._current, heard.text if heard.eager else "")
+
+    def _likely(self, utterance: Utterance, text: str) -> None:
+        if text != utterance.likely:
+            utterance.likely = text
+            self.say(TurnLikely(turn=utterance.turn, text=text))
 
     def _interim(self, utterance: Utterance, text: str) -> None:
         if text and utterance.text != text:
