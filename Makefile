@@ -22,7 +22,7 @@ run: setup ## Start the whole mesh on this machine and open a page to talk to it
 test: setup ## Fetch the local models, lint, run all tests
 	@$(PY) -P -m meshag models pull
 	@sh scripts/lint.sh
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: setup ## Check style, format, types and the direction of imports
 	@sh scripts/lint.sh
