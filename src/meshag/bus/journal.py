@@ -19,12 +19,29 @@ from meshag.frames import AnyFrame, decode
 BATCH = 500
 """Messages asked for at once."""
 
+BATCH_BYTES = 1024 * 1024
+"""And no more than this where they may be long."""
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A message as a stream holds it."""
+
+    sequence: int
+    """Its number in the stream."""
+
+    at_ns: int
+    """When the server stored it, Unix time, nanoseconds, by the server's clock."""
+
+    payload: bytes
+
 
 class _Read:
     """One batched direct get, as its answers arrive."""
 
     def __init__(self) -> None:
         self.payloads: list[bytes] = []
+        self.sequences: list[int] = []
+        self.times: list[str] = []
         self.next_sequence = 0
         self.time = ""
         self.pending = 0
@@ -36,8 +53,10 @@ class _Read:
         status = headers.get("Status")
         if status is None:
             self.payloads.append(data)
-            self.next_sequence = int(headers.get("Nats-Sequence", "0")) + 1
+            self.sequences.append(int(headers.get("Nats-Sequence", "0")))
+            self.next_sequence = self.sequences[-1] + 1
             self.time = headers.get("Nats-Time-Stamp", "")
+            self.times.append(self.time)
         elif status in ("204", "404"):  # end of batch; nothing there
             self.pending = int(headers.get("Nats-Num-Pending", "0"))
             self.done.set_result(None)
@@ -69,6 +88,24 @@ class Journal:
     async def payloads(self, subject: str) -> list[bytes]:
         """The messages on `subject`, which may have wildcards, as they were sent, oldest first. Raises BusError."""
         return await self._all(subject, {"seq": 1})
+
+    async def after(self, subject: str, sequence: int, most: int) -> list[tuple[int, bytes]]:
+        """The messages on `subject` after number `sequence`, with their own, at most `most`. Raises BusError."""
+        request = {"seq": sequence + 1, "next_by_subj": subject, "batch": most, "max_bytes": BATCH_BYTES}
+        read = await self._get(subject, request)
+        return list(zip(read.sequences, read.payloads, strict=True))
+
+    async def stored(self, subject: str, sequence: int, most: int) -> list[Stored]:
+        """Like `after`, each with the time at which it was stored. Raises BusError."""
+        request = {"seq": sequence + 1, "next_by_subj": subject, "batch": most, "max_bytes": BATCH_BYTES}
+        read = await self._get(subject, request)
+        items = zip(read.sequences, read.times, read.payloads, strict=True)
+        return [Stored(number, _unix_ns(time), payload) for number, time, payload in items]
+
+    async def newest(self, subject: str) -> int:
+        """The number of the newest message on `subject`; 0: there is none. Raises BusError."""
+        read = await self._get(subject, {"last_by_subj": subject}, single=True)
+        return read.sequences[-1] if read.sequences else 0
 
     async def _all(self, subject: str, request: dict[str, object]) -> list[bytes]:
         payloads: list[bytes] = []
@@ -148,3 +185,12 @@ def _earlier(time: str, ms: int) -> str:
     """An RFC 3339 time of the server's, `ms` earlier. Its clock alone counts."""
     moment = datetime.fromisoformat(time).astimezone(UTC) - timedelta(milliseconds=ms)
     return moment.isoformat().replace("+00:00", "Z")
+
+
+def _unix_ns(time: str) -> int:
+    """An RFC 3339 time of the server's, in nanoseconds since the Unix epoch. 0: it told none."""
+    if not time:
+        return 0
+    whole, _, fraction = time.rstrip("Z").partition(".")
+    seconds = int(datetime.fromisoformat(f"{whole}+00:00").timestamp())
+    return seconds * 1_000_000_000 + int(f"{fraction:0<9}"[:9])
