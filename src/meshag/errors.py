@@ -5,6 +5,7 @@
     ├── AuthError         a token is missing, expired, forged or for another session
     ├── SessionError      no such session, or it has ended
     ├── OverloadError     no worker has room: try again later
+    ├── LimitError        an API key asks for more than it may: not before `retry_after_s`
     ├── BusError          NATS is unreachable or refuses
     ├── StoreError        Valkey is unreachable, refuses or is unsafe for sessions
     ├── ConnectorError    a provider failed
@@ -67,6 +68,17 @@ class OverloadError(MeshError):
     retryable = True
 
 
+class LimitError(MeshError):
+    """An API key asks for more than it may. `retry_after_s`: when it may ask again, whole seconds, at least 1."""
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int = 1, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
 class BusError(MeshError):
     """NATS is unreachable or refuses."""
 
@@ -86,6 +98,9 @@ class ConnectorError(MeshError):
 
     code = "provider_failed"
     retryable = True
+
+    midway = False
+    """Whether a part of the answer had come before."""
 
 
 class ProviderTimeout(ConnectorError):  # noqa: N818 - reads as what happened
