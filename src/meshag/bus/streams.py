@@ -4,8 +4,8 @@ Two classes, by what losing a message would cost:
     media   caller and agent audio: memory, the last minute, published without waiting
     turn    transcripts, reply chunks, control: file, acknowledged, deduplicated by message id
 
-And one that holds the newest message of each subject alone, for as long as nobody says otherwise: what is known of the
-providers.
+And two of their own kind: what is known of the providers, the newest message of each subject alone, for as long as
+nobody says otherwise; and what happens to sessions, for those who watch.
 """
 
 import asyncio
@@ -30,6 +30,12 @@ MEDIA_PER_SUBJECT = 4_000
 TURN_PER_SUBJECT = 10_000
 MEDIA_BYTES = 128 * 1024 * 1024
 
+EVENT_AGE_S = 3600
+"""Session events are kept this long, what was said in them included, also after the session's end."""
+
+EVENT_BYTES = 256 * 1024 * 1024
+"""And no more of them than this. Only ever the oldest go, so that a hole in their numbers is a loss."""
+
 OURS = ("subjects", "storage", "max_age", "max_msgs_per_subject", "max_bytes", "num_replicas", "allow_direct")
 """The parts of a stream's configuration that must be ours; a server adds others of its own."""
 
@@ -46,6 +52,19 @@ def _config(name: str, replicas: int) -> StreamConfig:
             max_msgs_per_subject=1,
             max_bytes=-1,
             discard=DiscardPolicy.OLD,
+            num_replicas=replicas,
+            allow_direct=True,
+        )
+    if name == subjects.EVENTS:
+        return StreamConfig(
+            name=name,
+            subjects=[subjects.STREAMS[name]],
+            storage=StorageType.FILE,
+            max_age=EVENT_AGE_S,
+            max_msgs_per_subject=-1,
+            max_bytes=EVENT_BYTES,
+            discard=DiscardPolicy.OLD,
+            duplicate_window=120,
             num_replicas=replicas,
             allow_direct=True,
         )
@@ -67,7 +86,7 @@ def _config(name: str, replicas: int) -> StreamConfig:
 async def declare(client: Client, replicas: int = 1) -> None:
     """Make every stream that is missing; bring the others to this configuration. Raises BusError.
 
-    Safe to call from every process at once.
+    Safe to call from every process at once. A stream that has more replicas keeps them.
     """
     jetstream = client.jetstream(timeout=5)
     for name in subjects.STREAMS:
@@ -75,7 +94,7 @@ async def declare(client: Client, replicas: int = 1) -> None:
             await _declare(jetstream, _config(name, replicas))
         except nats.js.errors.ServiceUnavailableError as error:
             raise BusError("JetStream is not enabled on this NATS server: start nats-server with -js") from error
-        except (nats.js.errors.APIError, nats.errors.Error, TimeoutError) as error:
+        except (nats.errors.Error, OSError) as error:
             raise BusError(f"NATS does not make the stream {name}: {error}") from error
 
 
@@ -84,6 +103,7 @@ async def _declare(jetstream: JetStreamContext, config: StreamConfig) -> None:
         try:
             try:
                 there = (await jetstream.stream_info(config.name or "")).config
+                config.num_replicas = max(config.num_replicas or 1, there.num_replicas or 1)
             except nats.js.errors.NotFoundError:
                 await jetstream.add_stream(config)
             else:
@@ -101,5 +121,5 @@ async def purge(client: Client, subject: str) -> None:
     """Delete what the journal holds for one subject."""
     try:
         await client.jetstream(timeout=5).purge_stream(subjects.stream_of(subject), subject=subject)
-    except (nats.js.errors.APIError, nats.errors.Error, TimeoutError) as error:
+    except (nats.errors.Error, OSError) as error:
         raise BusError(f"NATS does not purge {subject}: {type(error).__name__}") from error
