@@ -1,17 +1,19 @@
 # Needs Python 3.11 or newer with pip, and make. Nothing else is installed outside .venv.
 #   PYTHON=python3.12   the Python to make .venv with
 #   ARGS="--help"       more arguments for run and bench
+#   MESHAG_FUZZ=100000  how many damaged answers make fuzz tries on each connector
 
 PYTHON ?=
 ARGS ?=
+MESHAG_FUZZ ?= 100000
 PY = .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format bench clean
+.PHONY: help setup run test fuzz lint format bench clean daily-check
 
 help: ## Show this
 	@echo "MeshAG. make <target>:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: ## Make .venv with everything in it; done already: at once
 	@PYTHON="$(PYTHON)" sh scripts/setup.sh
@@ -24,6 +26,9 @@ test: setup ## Fetch the local models, lint, run all tests
 	@sh scripts/lint.sh
 	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
+fuzz: setup ## Feed noise to the vendors' connectors: minutes
+	@MESHAG_FUZZ=$(MESHAG_FUZZ) $(PY) -m pytest -m fuzz --timeout 7200 $(ARGS)
+
 lint: setup ## Check style, format, types and the direction of imports
 	@sh scripts/lint.sh
 
@@ -33,6 +38,9 @@ format: setup ## Bring the code into its format
 
 bench: setup ## Measure latency, density and takeover
 	@exec $(PY) -m bench $(ARGS)
+
+daily-check: setup ## Try a Daily room for real; needs DAILY_API_KEY and DAILY_DOMAIN
+	@exec $(PY) -P -m meshag.commands.daily_check
 
 clean: ## Remove .venv and everything built; models stay in their cache
 	@rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

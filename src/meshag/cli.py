@@ -5,15 +5,13 @@ Exit status: 0 done; 1 it could not be done, and why was said; 2 it was asked fo
 
 import argparse
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from types import FrameType
 from typing import Any, NoReturn
 
 from meshag import __version__
+from meshag.commands.signals import end_at_once, handled, unwind, unwinds
 
 COMMANDS = {
     "run": "start the mesh and play a demonstration: what `make run` does",
@@ -22,7 +20,11 @@ COMMANDS = {
     "demo": "talk to a running mesh with recorded speech",
     "doctor": "what is installed, reachable and configured, and what to do about the rest",
     "session": "create, list, show, end sessions of a running mesh",
+    "record": "save a session to a file",
+    "show": "a recorded session as a timeline",
+    "replay": "does the present code do with a recorded session what it did then?",
     "provider": "which providers are in use; switch one off for all calls, and on again",
+    "key": "create, list and revoke the API keys of a mesh",
     "config": "check a session configuration file",
     "models": "list and fetch the local models",
 }
@@ -37,7 +39,6 @@ examples:
 """
 
 INTERRUPTED = 130
-TERMINATED = 143
 BROKEN_PIPE = 141
 
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to end
-    with _ending_in_order():
+    with handled(end_at_once):
         try:
             status = _run(words)
             sys.stdout.flush()
@@ -94,7 +95,8 @@ def _run(words: list[str]) -> int:
 
     try:
         run: Callable[[argparse.Namespace], int] = import_module(f"meshag.commands.{args.command}").run
-        return run(args)
+        with handled(unwind):
+            return run(args)
     except ValidationError as error:
         for item in error.errors():
             where = ".".join(str(part) for part in item["loc"]).upper()
@@ -105,21 +107,7 @@ def _run(words: list[str]) -> int:
         fix = f"\n  fix: {error.fix}" if isinstance(error, ConfigError) and error.fix else ""
         print(f"meshag: {error}{fix}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
-
-
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """SIGTERM and a closed terminal unwind the stack, so that what was started is stopped."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    former = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup's choice stays
-            former[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+    except Exception as error:
+        if unwinds(error):  # thrown into an import, which wraps it
+            return INTERRUPTED
+        raise

@@ -207,6 +207,9 @@ class Speech(Frame, tag="sp", frozen=True, kw_only=True):
     provider: str = ""
     """Whose voice it is."""
 
+    own_mb: int = 0
+    """How loud the session's own voice is known to speak, millibels of full scale: -2000 is -20 dBFS. 0: not known."""
+
 
 class SpeechEnded(Frame, tag="se", frozen=True, kw_only=True):
     """All audio of chunk `n` has been sent; with `last`, of the whole reply."""
@@ -219,6 +222,12 @@ class SpeechEnded(Frame, tag="se", frozen=True, kw_only=True):
 
     last: bool
     """True: nothing more comes for this turn."""
+
+    provider: str = ""
+    """Whose voice spoke the chunk; empty where none did."""
+
+    own_mb: int = 0
+    """As in `Speech`."""
 
 
 # -- control ----------------------------------------------------------------------------------------------------------
@@ -291,10 +300,34 @@ class SessionEnded(Frame, tag="sx", frozen=True, kw_only=True):
     source: str = "api"
 
 
+class Say(Frame, tag="sy", frozen=True, kw_only=True):
+    """The agent is to say this to the caller. On `control` from the API, to the transport that has the caller; that one
+    numbers the turn and repeats it on `text.input`: it is a turn whose reply is known.
+    """
+
+    text: str
+    """1 to 4,000 characters."""
+
+    id: str = ""
+    """Who has acted on it does not do so again."""
+
+    interrupt: bool = True
+    """False: it waits until the answer on its way has been heard."""
+
+    source: str = "api"
+    """`api` or `transport`."""
+
+
+class Hush(Frame, tag="hu", frozen=True, kw_only=True):
+    """The agent is to be silent. The transport that has the caller knows what it is answering: it says Interrupt."""
+
+    source: str = "api"
+
+
 AnyFrame: TypeAlias = (
     AudioIn | TextIn | VoiceStarted | Transcript | TurnLikely | TurnEnded | ReplyStarted | ReplyChunk | ReplyEnded
     | StageFailed | StageLate | ToolCalled | ToolAnswered | Speech | SpeechEnded | Interrupt | PlayStarted | Played
-    | ConfigChanged | OwnerChanged | Handover | SessionEnded
+    | ConfigChanged | OwnerChanged | Handover | SessionEnded | Say | Hush
 )  # fmt: skip
 
 F = TypeVar("F", bound=Frame)

@@ -1,14 +1,21 @@
 """Settings of a process, read from the environment once at its start."""
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 STAGE_PORT_OFFSET = {"stt": 0, "llm": 1, "tts": 2, "transport": 3}
 """A stage's first service listens on `port_base` plus this: 8081, 8082, 8083, 8084."""
+
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Hosts that only this machine reaches."""
+
+_ORIGIN = re.compile(r"https?://(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 
 
 def default_cache_dir() -> Path:
@@ -25,6 +32,10 @@ class Settings(BaseSettings):
         "nats://127.0.0.1:4222", validation_alias=AliasChoices("NATS_URL", "MESHAG_NATS_URL", "nats_url")
     )
     """NATS servers, comma separated."""
+
+    nats_replicas: int = Field(1, ge=1, le=5)
+    """On how many servers of a NATS cluster each turn message is stored before it counts as stored: 3 in a cluster of
+    three, so that any of them may die. Audio is on one."""
 
     valkey_url: str = Field(
         "valkey://127.0.0.1:6379/0", validation_alias=AliasChoices("VALKEY_URL", "MESHAG_VALKEY_URL", "valkey_url")
@@ -76,6 +87,16 @@ class Settings(BaseSettings):
     separated: `localhost:9000,10.1.2.3,*.example.com`. Without a port: all of its ports. Transport refuses sessions by
     it, llm calls by it: set it alike for both."""
 
+    access: Literal["auto", "keys"] = "auto"
+    """Who may use the API. `auto`: on this machine everybody, while the whole mesh runs here and listens on a loopback
+    address; else holders of API keys. `keys`: those alone, everywhere."""
+
+    one_machine: bool = False
+    """The whole mesh runs on this machine. `meshag up` and `meshag run` say so to their services."""
+
+    cors_origins: str = ""
+    """Sites whose pages may use the API, comma separated: `https://app.example.com,http://localhost:3000`."""
+
     openai_api_key: SecretStr = Field(SecretStr(""), validation_alias="OPENAI_API_KEY")
     """Turns the providers `openai` on. Like every key: from the environment only, never in a session's JSON."""
 
@@ -109,6 +130,27 @@ class Settings(BaseSettings):
     azure_speech_base_url: str = Field("", validation_alias="AZURE_SPEECH_BASE_URL")
     """Another address than the region's own."""
 
+    daily_api_key: SecretStr = Field(SecretStr(""), validation_alias="DAILY_API_KEY")
+    """With a domain, turns the transport `daily` on."""
+
+    daily_domain: str = Field("", validation_alias="DAILY_DOMAIN", pattern=r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$")
+    """The Daily domain without `.daily.co`: rooms are at `https://<domain>.daily.co/<room>`."""
+
+    daily_base_url: str = Field("https://api.daily.co/v1", validation_alias="DAILY_BASE_URL")
+    """Daily's REST API, with its `/v1`."""
+
+    daily_webhook_secret: SecretStr = Field(SecretStr(""), validation_alias="DAILY_WEBHOOK_SECRET")
+    """The `hmac` of the webhook at Daily, as Daily gave it (base64): lets `POST /webhooks/daily` in."""
+
+    webhook_url: str = ""
+    """Where session events are POSTed to; empty: nowhere. Set it alike for every transport service."""
+
+    webhook_secret: SecretStr = SecretStr("")
+    """Signs them: `whsec_` and the base64 of the key, or any text."""
+
+    webhook_events: str = ""
+    """Which ones, comma separated; empty: all."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe level that is logged."""
 
@@ -118,3 +160,27 @@ class Settings(BaseSettings):
     def port(self, stage: str, index: int = 0) -> int:
         """The port of a stage's service number `index` on this machine: 8081, 8091, 8101, …"""
         return self.port_base + STAGE_PORT_OFFSET[stage] + 10 * index
+
+    @property
+    def keys_required(self) -> bool:
+        """Whether the API wants a key."""
+        return self.access == "keys" or not self.one_machine or self.host not in LOOPBACK
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The sites of `cors_origins`, as browsers write them."""
+        return frozenset(filter(None, (origin.strip() for origin in self.cors_origins.split(","))))
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, text: str) -> str:
+        for origin in filter(None, (part.strip() for part in text.split(","))):
+            if not _ORIGIN.fullmatch(origin) or origin.endswith(_DEFAULT_PORTS[origin.partition(":")[0]]):
+                raise ValueError(
+                    f"'{origin}' is not a site as browsers write it: scheme, host in lower case and port, without the "
+                    "default port, a path or a *, as in https://app.example.com"
+                )
+        return text
+
+
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}

@@ -148,6 +148,20 @@ async def test_stt_is_killed_in_mid_utterance(mesh: Mesh):
         await heard_whole(mesh, created, caller)
 
 
+async def test_what_was_typed_before_keeps_its_turn(mesh: Mesh):
+    created = create(mesh, slow())
+    async with join(created) as caller:
+        victim = await owner(mesh, caller, "stt")
+        await caller.type("Where is my order number 1?")
+        await caller.wait_for("speech_ended", turn=1)
+        victim.child.send(signal.SIGKILL)
+        await took_over(caller, "stt")
+        await ask(caller, 2)
+        ended = await caller.wait_for("turn_ended", turn=2)
+        assert ended["text"] == "Where is my order number 2?"
+        await spoken(caller, 2)
+
+
 async def test_llm_is_killed_in_mid_reply(mesh: Mesh):
     created = create(mesh, slow(llm=30))
     async with join(created) as caller:

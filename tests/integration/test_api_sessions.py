@@ -168,7 +168,7 @@ def test_extending_changes_the_life_of_all_that_belongs_to_it(mesh: Mesh) -> Non
 def test_a_life_that_cannot_be(mesh: Mesh, body: Any) -> None:
     created = create(mesh, ttl_s=100)
     status, answer = call(mesh, "POST", f"/sessions/{created['session_id']}/extend", body)
-    assert (status, answer["path"]) == (422, "ttl_s")
+    assert (status, answer["path"]) == (422, "ttl_s" if isinstance(body, dict) else "")
     assert show(mesh, created)["expires_in_s"] <= 100
 
 

@@ -1,6 +1,7 @@
 """Whatever is sent over HTTP: a 4xx that says why, soon, as problem+json. Never a 500, never another's session."""
 
 import base64
+import contextlib
 import gzip
 import http.client
 import json
@@ -66,8 +67,6 @@ def test_bodies(mesh: Mesh, body: bytes, status: int, code: str) -> None:
         except ConnectionError:
             assert len(body) == TEN_MB + 20  # refused in the middle of it: the answer may be lost with the rest
             continue
-        if path.endswith("extend") and code == "body_not_object":
-            code = "config_invalid"
         assert (answered, found["code"]) == (status, code), path
         assert is_problem(headers, found, status)
 
@@ -97,10 +96,11 @@ def test_a_body_that_breaks_off(mesh: Mesh) -> None:
     ]:
         with socket.create_connection((address.hostname, address.port), timeout=10) as raw:
             raw.sendall(b"POST %s HTTP/1.1\r\nHost: %s\r\n%s\r\n\r\n" % (MAKE.encode(), address.netloc.encode(), head))
-            raw.sendall(rest)
-            raw.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may have refused the head already, and hung up
+                raw.sendall(rest)
+                raw.shutdown(socket.SHUT_WR)
             answer = raw.recv(65_536)
-        assert b" 500 " not in answer.partition(b"\r\n")[0], answer
+        assert not answer or answer.startswith(b"HTTP/1.1 4"), answer  # to who is gone, nobody answers
     assert call(mesh, "GET", "/health")[0] == 200
 
 

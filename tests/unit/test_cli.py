@@ -55,7 +55,7 @@ def test_help_has_an_example_on_lines_of_its_own(command: str, capsys: pytest.Ca
 
 def test_every_command_is_there() -> None:
     listed = cli.parser().format_help()
-    for name in ("run", "up", "serve", "demo", "doctor", "session", "config", "models"):
+    for name in ("run", "up", "serve", "demo", "doctor", "session", "key", "config", "models"):
         assert f"\n    {name} " in listed
 
 
@@ -74,6 +74,10 @@ def test_every_command_is_there() -> None:
         (["session", "list", "--limit", "0"], "--limit"),
         (["session", "list", "--url", "localhost:8084"], "localhost:8084"),
         (["session", "create", "no-such-file.json"], "no-such-file.json"),
+        (["key", "create"], "--name"),
+        (["key", "create", "--name", " "], "--name"),
+        (["key", "create", "--name", "x", "--scope", "all"], "'all'"),
+        (["key", "revoke", "*"], "API key"),
         (["config", "check", "no-such-file.json"], "no-such-file.json"),
         (["demo", "--wav", "no-such-file.wav"], "no-such-file.wav"),
         (["run", "--no-pull", "--out", "no/such/place.wav"], "no/such/place.wav"),

@@ -12,6 +12,7 @@ from meshag.api.serve import routes
 from meshag.api.service import service
 from meshag.audio import RATES_HZ
 from meshag.connectors.transports import websocket
+from meshag.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -122,15 +123,14 @@ def test_the_limits_are_the_code_s() -> None:
 
 
 def test_every_route_is_on_its_page_and_nothing_else() -> None:
-    settings = SimpleNamespace(host="127.0.0.1", public_url="")
-    worker = cast("Any", SimpleNamespace(settings=settings))
+    worker = cast("Any", SimpleNamespace(settings=Settings()))
     app = service(worker, routes())
     there = {
         f"{route.method} {route.resource.canonical}"
         for route in app.router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
-    assert len(there) == 16
+    assert len(there) == 34
     assert set(re.findall(r"`((?:GET|POST|PATCH|DELETE|PUT) [^`]+)`", HTTP)) == there
     for title, text in re.findall(r"^## `(\w+ [^`]+)`\n(.*?)(?=^## |\Z)", HTTP, re.MULTILINE | re.DOTALL):
         assert "```\ncurl " in text or "websocket.md" in text, title

@@ -74,7 +74,7 @@ def test_the_first_fields_are_where_they_always_were():
     assert _as_array(TextIn(turn=1, seq=2, epoch=3, at_ns=4, text="so")) == ["ti", 1, 2, 3, 4, "so"]
     assert _as_array(AudioIn(turn=1, seq=2, epoch=3, at_ns=4, pcm=b"\0\0")) == ["a", 1, 2, 3, 4, b"\0\0"]
     speech = Speech(turn=1, seq=2, epoch=3, at_ns=4, n=5, offset=6, rate_hz=7, pcm=b"\1\0", text="so")
-    assert _as_array(speech) == ["sp", 1, 2, 3, 4, 5, 6, 7, b"\1\0", "so", 0, ""]
+    assert _as_array(speech) == ["sp", 1, 2, 3, 4, 5, 6, 7, b"\1\0", "so", 0, "", 0]
     transcript = Transcript(turn=1, seq=2, epoch=3, at_ns=4, text="so", final=True, provider="x")
     assert _as_array(transcript) == ["tr", 1, 2, 3, 4, "so", True, "x"]
 

@@ -10,6 +10,7 @@ import structlog
 from aiohttp import web
 
 from meshag import subjects
+from meshag.api.access import quota_of
 from meshag.api.service import WORKER, announce
 from meshag.api.stream import sign
 from meshag.connectors.contracts import Booking, Invitation, TransportConnector
@@ -18,8 +19,10 @@ from meshag.errors import BusError, MeshError, SessionError
 from meshag.frames import SessionEnded
 from meshag.ids import SessionId, new_session_id
 from meshag.sessions.config import SessionRequest, effective
+from meshag.sessions.expiry import Remains
 from meshag.sessions.problems import ConfigProblems
 from meshag.sessions.store import SessionRecord
+from meshag.stages.attending import Attendance
 from meshag.stages.transport import ensure_owners
 from meshag.stages.worker import Worker
 from meshag.subjects import STAGES
@@ -28,6 +31,11 @@ log = structlog.get_logger("meshag.api")
 
 LATE_FRAMES_S = 2.0
 """After a session's end its owners may still say a word; then its journal is purged."""
+
+DISMISS_S = 30.0
+"""A room that is not taken down by then is left to the sweep of orphaned rooms."""
+
+ATTENDANCE = web.AppKey("attendance", Attendance)
 
 _background: set[asyncio.Task[None]] = set()
 
@@ -79,7 +87,7 @@ async def begin(request: web.Request, asked: SessionRequest, wish: Wish) -> Begu
     check(worker, asked)
     session = new_session_id()
     ttl_s = asked.ttl_s or worker.settings.session_ttl_s
-    record = await worker.store.create(session, asked, ttl_s, wish.key)
+    record = await worker.store.create(session, asked, ttl_s, wish.key, quota_of(request))
     try:
         await ensure_owners(worker, record)
         connector = transport_of(worker, asked)
@@ -98,15 +106,18 @@ async def begin(request: web.Request, asked: SessionRequest, wish: Wish) -> Begu
                 ttl_s=ttl_s,
                 room=wish.room,
                 participant=wish.participant,
+                fleet=await worker.store.places.mark(),
             )
         )
         if invitation.room:
-            record = await worker.store.set_room(record, invitation.room)
+            record = await _settle(worker, record, connector, invitation)
     except BaseException:
         await end(worker, session, "failed")
         raise
     log.info("session_created", session=session, pipeline=asked.config.pipeline.name)
     await worker.events.tell("session_created", session, wish.key, name=asked.session_name, transport=connector.name)
+    if connector.attends:
+        request.app[ATTENDANCE].attend(session)
     return Begun(record, invitation, connector.name)
 
 
@@ -119,11 +130,22 @@ async def end(worker: Worker, session: SessionId, reason: str) -> bool:
     there = await worker.store.delete(session)
     await announce(worker, session, SessionEnded(reason=reason))
     if record is not None and there:
-        await worker.events.tell("session_ended", session, record.key, once="ended", reason=reason)
+        if reason != "failed":  # it never began: nobody was told of it
+            await worker.events.tell("session_ended", session, record.key, once="ended", reason=reason)
         if record.room:
-            _later(_dismiss(worker, record))
+            _later(_dismiss(worker, session, record.room))
     _later(_purge(worker, session))
     return there
+
+
+async def bury(worker: Worker, session: SessionId, remains: Remains) -> None:
+    """What `end` does, for a session that has expired by itself. May raise StoreError: bury it again then."""
+    await worker.events.tell("session_ended", session, remains.key, once="ended", reason="expired")
+    await announce(worker, session, SessionEnded(reason="expired"))
+    if remains.room:
+        await _dismiss(worker, session, remains.room)
+    await worker.store.expiry.bury(session)
+    _later(_purge(worker, session))
 
 
 def base_url(request: web.Request) -> str:
@@ -138,11 +160,32 @@ def _later(work: "asyncio._CoroutineLike[None]") -> None:
     task.add_done_callback(_background.discard)
 
 
-async def _dismiss(worker: Worker, record: SessionRecord) -> None:
+async def _settle(
+    worker: Worker, record: SessionRecord, connector: TransportConnector, invitation: Invitation
+) -> SessionRecord:
+    """Note the place that was made, so that the session, its vendor's words and whoever tidies up find it again."""
+    room = {**invitation.room, "transport": connector.name}
     try:
-        await transport_of(worker, record.request).dismiss(record.id, record.room)
-    except MeshError as error:
-        log.warning("room_not_taken_down", session=record.id, error=str(error))
+        record = await worker.store.set_room(record, room)
+        for part in ("name", "id"):
+            if part in room:
+                await worker.store.places.remember(f"{connector.name}:{room[part]}", record.id, record.key)
+        if connector.attends:
+            await worker.store.places.attend(record.id)
+    except BaseException:
+        _later(_dismiss(worker, record.id, room))
+        raise
+    return record
+
+
+async def _dismiss(worker: Worker, session: SessionId, room: Mapping[str, Any]) -> None:
+    try:
+        connector = worker.registry.get("transport", str(room.get("transport")))
+        assert isinstance(connector, TransportConnector)
+        async with asyncio.timeout(DISMISS_S):
+            await connector.dismiss(session, room)
+    except (MeshError, TimeoutError) as error:  # the sweep of orphaned rooms finds it
+        log.warning("room_not_taken_down", session=session, error=str(error))
 
 
 async def _purge(worker: Worker, session: SessionId) -> None:

@@ -25,16 +25,16 @@ def routes() -> list[web.RouteDef]:
 @access.everybody
 async def index(request: web.Request) -> web.Response:
     """The page itself."""
-    return _file("index.html")
+    return file("index.html")
 
 
 @access.everybody
 async def static(request: web.Request) -> web.Response:
     """A file of the page."""
-    return _file(request.match_info["name"])
+    return file(request.match_info["name"])
 
 
-def _file(name: str) -> web.Response:
+def file(name: str) -> web.Response:
     """The named file. The name is looked up, never joined to a path."""
     files = {entry.name: entry for entry in resources.files("meshag.console").iterdir()}
     kind = TYPES.get(name.rpartition(".")[2])

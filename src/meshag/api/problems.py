@@ -8,7 +8,7 @@ import structlog
 from aiohttp import ClientPayloadError, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from meshag.errors import AuthError, ConfigError, MeshError, SessionError
+from meshag.errors import AuthError, ConfigError, ConnectorError, LimitError, MeshError, SessionError
 from meshag.sessions.problems import ConfigProblems
 
 log = structlog.get_logger("meshag.api")
@@ -22,8 +22,10 @@ _ASKED_FOR = frozenset({ConfigError.code, "provider_unknown"})
 
 
 def problem(status: int, code: str, title: str, *, headers: dict[str, str] | None = None, **more: Any) -> web.Response:
-    """A problem+json answer."""
+    """A problem+json answer, with the id of the request that it answers."""
     body = {"type": f"urn:meshag:{code}", "title": title, "status": status, "code": code, **more}
+    if request_id := structlog.contextvars.get_contextvars().get("request_id"):
+        body["request_id"] = request_id
     return web.Response(
         status=status,
         text=json.dumps(body),
@@ -43,9 +45,14 @@ def problem_of(error: MeshError) -> web.Response:
         one = {"path": error.path, "message": str(error), "fix": error.fix, "code": error.code}
         return problem(422, error.code, str(error), path=error.path, fix=error.fix, problems=[one])
     if isinstance(error, AuthError):
-        return problem(401, error.code, str(error))
+        return problem(401, error.code, str(error), headers={"WWW-Authenticate": 'Bearer realm="meshag"'})
     if isinstance(error, SessionError):
         return problem(404, error.code, str(error))
+    if isinstance(error, LimitError):
+        return problem(429, error.code, str(error), headers={"Retry-After": str(error.retry_after_s)})
+    if isinstance(error, ConnectorError):
+        again = {"Retry-After": "5"} if error.retryable else None
+        return problem(502, error.code, str(error), headers=again)
     if error.code in _ASKED_FOR:
         return problem(422, error.code, str(error))
     if error.code == MeshError.code:

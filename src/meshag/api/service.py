@@ -1,17 +1,18 @@
 """What every service answers over HTTP: `/health`, `/ready`, `/metrics`."""
 
+import re
 import secrets
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 import msgspec
+import structlog
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from meshag import __version__, clock, subjects
 from meshag.api import access
-from meshag.api.problems import Handler, as_problems, problem
+from meshag.api.origins import known_pages_only, telling_pages
+from meshag.api.problems import Handler, as_problems
 from meshag.connectors.states import provider_state
 from meshag.errors import MeshError, SessionError
 from meshag.frames import Frame, encode
@@ -21,51 +22,38 @@ from meshag.subjects import STAGES, Stage
 
 WORKER = web.AppKey("worker", Worker)
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+REQUEST_ID = web.RequestKey("request_id", str)
+"""Where a request keeps its id."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def service(worker: Worker, routes: Iterable[web.AbstractRouteDef] = ()) -> web.Application:
     """The application of one service, with `routes` beside the common ones."""
-    app = web.Application(middlewares=[as_problems, own_pages_only(worker)], client_max_size=64 * 1024)
+    app = web.Application(
+        middlewares=[with_id, as_problems, known_pages_only(worker.settings), access.guard(worker)],
+        client_max_size=64 * 1024,
+    )
+    app.on_response_prepare.append(_answer_id)
+    app.on_response_prepare.append(telling_pages(worker.settings))
     app[WORKER] = worker
     app.add_routes([web.get("/health", health), web.get("/ready", ready), web.get("/metrics", metrics)])
     app.add_routes(routes)
     return app
 
 
-def own_pages_only(worker: Worker) -> Middleware:
-    """Refuses browsers that show another site's page: that page could otherwise talk to a service on this machine."""
-    settings = worker.settings
-    public = _address(settings.public_url)
-    own = {settings.host, _name(public) or settings.host} | LOOPBACK
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if settings.host in LOOPBACK and _name(request.host) not in own:
-            return problem(403, "host_refused", "this service answers to its own name only; see MESHAG_PUBLIC_URL")
-        for origin in request.headers.getall("Origin", []):  # "null", of a sandboxed frame or a file, is foreign too
-            address = _address(origin)
-            if not address or address not in (request.host.lower(), public):
-                return problem(403, "origin_refused", "pages of other sites may not use this service")
+@web.middleware
+async def with_id(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, its own where it brings a good one; every log line of the request says it."""
+    sent = request.headers.get("X-Request-ID", "")
+    request[REQUEST_ID] = sent if _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
+    with structlog.contextvars.bound_contextvars(request_id=request[REQUEST_ID]):
         return await handler(request)
 
-    return check
 
-
-def _address(url: str) -> str:
-    """Host and port in a URL, in lower case; empty where there are none."""
-    try:
-        return urlsplit(url).netloc.lower()
-    except ValueError:
-        return ""
-
-
-def _name(address: str) -> str:
-    """The host in `host:port`; empty where there is none."""
-    try:
-        return urlsplit(f"//{address}").hostname or ""
-    except ValueError:
-        return ""
+async def _answer_id(request: web.Request, response: web.StreamResponse) -> None:
+    if REQUEST_ID in request:
+        response.headers["X-Request-ID"] = request[REQUEST_ID]
 
 
 @access.everybody

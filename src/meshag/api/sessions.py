@@ -1,8 +1,8 @@
 """Sessions over HTTP, on the transport service.
 
 POST   /sessions/with-config     make one
-GET    /sessions                 the newest
-GET    /sessions/{id}            one: status, configuration, owners
+GET    /sessions                 page by page, the newest first
+GET    /sessions/{id}            one: status, configuration, owners, latencies, what it has cost
 PATCH  /sessions/{id}/config     change its configuration from the next turn on
 POST   /sessions/{id}/extend     let it live longer
 POST   /sessions/{id}/token      another token for its caller
@@ -15,18 +15,26 @@ from typing import Any
 from aiohttp import web
 
 from meshag.api import access, lifecycle
-from meshag.api.access import key_of
+from meshag.api.access import key_of, limited_to
+from meshag.api.idempotency import once
 from meshag.api.lifecycle import Wish, begin, check
 from meshag.api.service import WORKER, announce, session_id
-from meshag.api.stream import sign
+from meshag.api.tokens import another, renewed
 from meshag.errors import ConfigError, SessionError
 from meshag.frames import ConfigChanged
+from meshag.ids import SessionId
 from meshag.sessions.config import parse_request, patched, stages_of
+from meshag.sessions.pages import cursor_of, place_of
+from meshag.sessions.requests import ExtendRequest, parse
 from meshag.sessions.store import SessionRecord
 from meshag.sessions.strict_json import read_json
 
 _changing = asyncio.Lock()
 """One change of a configuration at a time: each is made of what the one before it has stored."""
+
+
+STATUSES = ("created", "live", "idle")
+"""What a session's status may be."""
 
 
 def routes() -> list[web.RouteDef]:
@@ -45,34 +53,46 @@ def routes() -> list[web.RouteDef]:
 @access.write
 async def create(request: web.Request) -> web.Response:
     """Check the configuration, store it, find an owner for each stage, say how to join."""
-    asked = await asyncio.to_thread(parse_request, await request.read())  # tools' schemas take their time
-    begun = await begin(request, asked, Wish(key_of(request)))
-    body = {
-        "session_id": begun.record.id,
-        "room_url": begun.invitation.room_url,
-        "token": begun.invitation.token,
-        "config_stored": True,
-    }
-    return web.json_response(body, status=201, headers={"Location": f"/sessions/{begun.record.id}"})
+    body = await request.read()
+
+    async def make() -> dict[str, Any]:
+        asked = await asyncio.to_thread(parse_request, body)  # tools' schemas take their time
+        begun = await begin(request, asked, Wish(key_of(request)))
+        return {
+            "session_id": begun.record.id,
+            "room_url": begun.invitation.room_url,
+            "token": begun.invitation.token,
+            "config_stored": True,
+        }
+
+    async def again(made: dict[str, Any]) -> dict[str, Any]:
+        return made | {"token": await renewed(request, SessionId(made["session_id"]), made["token"])}
+
+    return await once(request, make, again)
 
 
 @access.read
 async def listing(request: web.Request) -> web.Response:
-    """The newest sessions. `?limit=`: 1 to 1,000, default 100."""
+    """Sessions, the newest first. `?limit=`: 1 to 1,000, default 100; `?status=`; `?cursor=`: the next page."""
     worker = request.app[WORKER]
+    status, cursor = request.query.get("status", ""), request.query.get("cursor", "")
+    if status and status not in STATUSES:
+        raise ConfigError("there is no such status", path="status", fix=f"one of {', '.join(STATUSES)}")
     try:
         limit = int(request.query.get("limit", "100"))
     except ValueError:
         limit = 0
+    after = place_of(cursor) if cursor else None
     if not 1 <= limit <= 1000:
         raise ConfigError("limit is not a number from 1 to 1000", path="limit", fix="for example ?limit=100")
     found = []
-    for session in await worker.store.ids(limit=limit):
+    page = await worker.store.page(limit=limit, key=limited_to(request), status=status, after=after)
+    for session in page.ids:
         try:
             found.append(_summary(await worker.store.load(session)))
         except SessionError:
             continue  # ended meanwhile
-    return web.json_response({"sessions": found})
+    return web.json_response({"sessions": found, "next_cursor": cursor_of(page.next) if page.next else None})
 
 
 @access.read
@@ -86,7 +106,10 @@ async def show(request: web.Request) -> web.Response:
         if lease is not None:
             alive = worker.fleet.is_alive(lease.worker)
             owners[stage] = {"worker": lease.worker, "epoch": lease.epoch, "alive": alive}
+    counted = await worker.store.usage.read(record.id)
     body = _summary(record) | {
+        **counted,
+        "turns": max(counted["turns"], await worker.store.turns(record.id)),
         "version": record.version,
         "expires_in_s": await worker.store.remaining_s(record.id),
         "owners": owners,
@@ -124,10 +147,7 @@ async def extend(request: web.Request) -> web.Response:
     """Let the session live `ttl_s` seconds after its last sign of life, beginning now."""
     worker = request.app[WORKER]
     record = await worker.store.load(session_id(request))
-    body = read_json(await request.read())
-    ttl_s = body.get("ttl_s") if isinstance(body, dict) else None
-    if type(ttl_s) is not int or not 10 <= ttl_s <= 604_800:
-        raise ConfigError("ttl_s is not a number from 10 to 604800", path="ttl_s", fix='for example {"ttl_s": 3600}')
+    ttl_s = parse(ExtendRequest, await request.read()).ttl_s
     record = await worker.store.extend(record, ttl_s)
     return web.json_response({"session_id": record.id, "expires_in_s": ttl_s})
 
@@ -137,7 +157,7 @@ async def another_token(request: web.Request) -> web.Response:
     """A fresh token: the first one is short-lived."""
     worker = request.app[WORKER]
     record = await worker.store.load(session_id(request))
-    return web.json_response({"session_id": record.id, "token": sign(request, record.id)}, status=201)
+    return web.json_response({"session_id": record.id, "token": await another(request, record)}, status=201)
 
 
 @access.write

@@ -6,7 +6,9 @@ again, and everybody who listens is told to heal from the journal (`on_reconnect
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import nats
 import nats.errors
@@ -75,6 +77,15 @@ class Subscription:
                 pass  # the connection is gone, and the subscription with it
 
 
+def _is_address(url: str) -> bool:
+    """Whether a part of NATS_URL names a server."""
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        return parts.scheme in ("nats", "tls", "ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 class Bus:
     """One process's connection. Make it with `Bus.connect`."""
 
@@ -99,6 +110,8 @@ class Bus:
     async def connect(cls, url: str, *, name: str, timeout_ms: int = 5000, replicas: int = 1) -> "Bus":
         """Connect and declare the streams. Raises BusError when no server answers in time, naming NATS_URL."""
         bus = cls(url, name, replicas=replicas)
+        if not bus._urls or not all(map(_is_address, bus._urls)):  # its text may hold a password
+            raise BusError("NATS_URL is no address like nats://127.0.0.1:4222", retryable=False)
         deadline = clock.monotonic_s() + timeout_ms / 1000
         while True:
             try:
@@ -107,7 +120,8 @@ class Bus:
                 return bus
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 problem = bus._client.last_error or error
-                await bus._client.close()
+                with suppress(AssertionError):  # the library's, where it did not even begin
+                    await bus._client.close()
                 if isinstance(error, nats.errors.AuthorizationError) or clock.monotonic_s() > deadline:
                     reason = str(problem) or type(problem).__name__
                     raise BusError(

@@ -2,21 +2,20 @@
 
 import argparse
 import asyncio
-import http.client
 import json
+import os
 import shlex
 import shutil
-import signal
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
+from meshag.client import Client, Unreachable
 from meshag.errors import ConfigError, MeshError
+from meshag.ids import parse_api_key
 from meshag.settings import Settings
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", "::")
@@ -68,7 +67,10 @@ def add_port_base(parser: argparse.ArgumentParser) -> None:
 
 def add_url(parser: argparse.ArgumentParser) -> None:
     """`--url` and `--port-base`: which mesh to talk to."""
-    parser.add_argument("--url", help="the transport service (default: http://127.0.0.1:8084)")
+    parser.add_argument(
+        "--url",
+        help="the transport service (default: http://127.0.0.1:8084); where it wants an API key, set MESHAG_API_KEY",
+    )
     add_port_base(parser)
 
 
@@ -96,28 +98,42 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
+def client(args: argparse.Namespace) -> Client:
+    """The API of the mesh that the command line means. Asks once: who types sees what is wrong, and types again."""
+    return Client(url_from(args), api_key(), retry=False)
+
+
+@contextmanager
+def said_here() -> Iterator[None]:
+    """What the client says of a service that is not there, in the words of the command line."""
+    try:
+        yield
+    except Unreachable as error:
+        other = f"Start the mesh with `{program()} up`, or name another with --url or --port-base"
+        if error.reason:
+            raise MeshError(f"nothing answers at {error.place} ({error.reason}). {other}", code="unreachable") from None
+        raise stranger(error.place) from None
+
+
 def ask(method: str, url: str, body: Any = None, *, timeout_s: float = 30) -> Any:
     """One HTTP exchange in JSON. Raises MeshError with the service's own words, or with what to start."""
     data = None if body is None else (body if isinstance(body, bytes) else json.dumps(body).encode())
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
     where = urlsplit(url)
     place = f"{where.scheme}://{where.netloc}"
-    try:
-        with _opener(where.hostname).open(request, timeout=timeout_s) as answer:
-            text = answer.read()
-            return json.loads(text) if text else None
-    except urllib.error.HTTPError as error:
-        raise MeshError(_words(error.read(), error.code, place), code="refused") from None
-    except (ValueError, http.client.HTTPException):
-        raise stranger(place) from None
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        reason = getattr(reason, "strerror", None) or reason
-        raise MeshError(
-            f"nothing answers at {place} ({reason}). Start the mesh with `{program()} up`, or name another with --url "
-            "or --port-base",
-            code="unreachable",
-        ) from None
+    with said_here():
+        return Client(place, api_key(), timeout_s=timeout_s, retry=False).ask(method, url.removeprefix(place), data)
+
+
+def api_key() -> str:
+    """What the environment holds as MESHAG_API_KEY; may be empty. Raises ConfigError, without its value."""
+    key = os.environ.get("MESHAG_API_KEY", "").strip()
+    if key and parse_api_key(key) is None:
+        raise ConfigError(
+            "MESHAG_API_KEY is not an API key",
+            path="MESHAG_API_KEY",
+            fix="set it to what `meshag key create` printed: mesh_, 13 characters, _, 52 characters",
+        )
+    return key
 
 
 def stranger(place: str) -> MeshError:
@@ -128,24 +144,6 @@ def stranger(place: str) -> MeshError:
     )
 
 
-def _opener(host: str | None) -> urllib.request.OpenerDirector:
-    """A proxy that the environment names is not for this machine."""
-    direct = [urllib.request.ProxyHandler({})] if host in LOOPBACK else []
-    return urllib.request.build_opener(*direct)
-
-
-def _words(body: bytes, status: int, place: str) -> str:
-    try:
-        found = json.loads(body)
-        lines = [f"{found['title']} ({status} {found['code']})"]
-        for item in found.get("problems", []):
-            where = f"{item['path']}: " if item["path"] else ""
-            lines.append(f"  {where}{item['message']}\n    fix: {item['fix']}")
-        return "\n".join(lines)
-    except (ValueError, KeyError, TypeError):
-        return f"{place} answered {status}, and not as MeshAG does: is this its transport service?"
-
-
 def program() -> str:
     """What to type to run this again: `meshag` where the shell finds it, else `.venv/bin/python -m meshag`."""
     if shutil.which("meshag"):
@@ -154,44 +152,3 @@ def program() -> str:
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     return f"{shlex.quote(str(python))} -m meshag"
-
-
-class stopping:  # noqa: N801 - reads as a statement
-    """`with stopping() as signals`: the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt, further ones nothing.
-
-    `on_signal`, where set, is called instead: an event loop is not to be torn from within.
-    """
-
-    def __init__(self) -> None:
-        self.came: int | None = None
-        """Which signal came first."""
-        self.on_signal: Callable[[], object] | None = None
-        self._held = False
-
-    def __enter__(self) -> "stopping":
-        self._former = {}
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's choice stays
-                self._former[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def hold(self) -> None:
-        """Signals no longer interrupt: what goes on is the end already."""
-        self._held = True
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.came is not None:
-            return
-        self.came = number
-        if number != signal.SIGHUP:  # the terminal is gone then
-            print("\nStopping …", file=sys.stderr, flush=True)
-        if self._held:
-            return
-        if self.on_signal is not None:
-            self.on_signal()
-        else:
-            raise KeyboardInterrupt

@@ -18,8 +18,9 @@ import msgspec
 
 from meshag import clock
 from meshag.audio import FRAME_MS, RATE_HZ, Framer, Resampler, duration_ms, read_wav, write_wav
-from meshag.commands.common import add_url, ask, program, stopping, stranger, url_from
+from meshag.commands.common import add_url, ask, program, stranger, url_from
 from meshag.commands.session import read_file
+from meshag.commands.signals import stopping
 from meshag.errors import ConfigError, MeshError
 
 OUT_HZ = 24_000
@@ -123,6 +124,8 @@ async def until_signal(work: Coroutine[Any, Any, int], signals: stopping) -> int
     """The result of `work`, or None when a signal came before it was there; `work` is then cancelled."""
     loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
     signals.on_signal = lambda: loop.call_soon_threadsafe(task.cancel)
+    if signals.came is not None:  # before this line
+        task.cancel()
     try:
         return await task
     except asyncio.CancelledError:
@@ -350,7 +353,7 @@ async def converse(url: str, script: Script, show: Show) -> int:
         ) from None
     finally:
         with suppress(MeshError):
-            ask("DELETE", f"{url}/sessions/{session}", timeout_s=3)
+            await asyncio.to_thread(ask, "DELETE", f"{url}/sessions/{session}", timeout_s=3)
     _write(show, script.out, bytes(talk.audio), talk.heard.model)
     if wanting or talk.problems or not any(talk.audio):
         show.line("\nThe demonstration failed: " + ("; ".join(talk.problems) or "an answer was empty") + ".")

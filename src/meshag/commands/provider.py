@@ -2,11 +2,13 @@
 
 import argparse
 import json
-from typing import Any
-from urllib.parse import quote
+
+import msgspec
 
 from meshag import clock
-from meshag.commands.common import add_action, add_url, ask, stranger, url_from
+from meshag.api.schemas import Provider
+from meshag.client import Client
+from meshag.commands.common import add_action, add_url, client, said_here
 from meshag.errors import ConfigError
 
 
@@ -34,39 +36,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
-    url = url_from(args)
-    try:
-        found: dict[str, dict[str, Any]] = ask("GET", f"{url}/providers")["providers"]
+    mesh = client(args)
+    with said_here():
+        found = mesh.providers().providers
         if args.action == "list":
             _show(found, as_json=args.json)
         else:
-            _switch(url, found, args)
-    except (KeyError, TypeError, AttributeError):
-        raise stranger(url) from None
+            _switch(mesh, found, args)
     return 0
 
 
-def _show(found: dict[str, dict[str, Any]], *, as_json: bool) -> None:
+def _show(found: dict[str, dict[str, Provider]], *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(msgspec.to_builtins(found), indent=2, ensure_ascii=False))
         return
     for stage, providers in found.items():
         for name, told in providers.items():
-            state = told["state"] if told["available"] else "absent"
+            state = told.state if told.available else "absent"
             print(f"{stage:<10} {name:<12} {_SHOWN.get(state, state):<8} {_why(told)}")
 
 
 _SHOWN = {"closed": "in use", "open": "failed"}
 
 
-def _why(told: dict[str, Any]) -> str:
-    if told["state"] == "closed" or not told["available"]:
-        return str(told["detail"])
-    seconds = max(0, int(clock.wall_s() - told["since_ms"] / 1000))
-    return f"{told['code']}, {seconds} s ago"
+def _why(told: Provider) -> str:
+    if told.state == "closed" or not told.available:
+        return told.detail
+    seconds = max(0, int(clock.wall_s() - told.since_ms / 1000))
+    return f"{told.code}, {seconds} s ago"
 
 
-def _switch(url: str, found: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+def _switch(mesh: Client, found: dict[str, dict[str, Provider]], args: argparse.Namespace) -> None:
     stages = [
         stage
         for stage, providers in found.items()
@@ -80,5 +80,5 @@ def _switch(url: str, found: dict[str, dict[str, Any]], args: argparse.Namespace
             fix=f"one of {', '.join(known)}",
         )
     for stage in stages:
-        ask("PUT", f"{url}/providers/{stage}/{quote(args.name, safe='')}", {"state": args.action})
+        mesh.switch(stage, args.name, args.action)
         print(f"{stage} {args.name} is {args.action}")

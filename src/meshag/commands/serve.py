@@ -6,6 +6,7 @@ import os
 import sys
 
 from meshag.commands.common import add_port_base, loop_factory, number, settings_from
+from meshag.commands.signals import end_at_once, handled
 from meshag.subjects import STAGES
 
 
@@ -22,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the service until a signal ends it."""
+    with handled(end_at_once):  # until the service has something to hand over
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime's wheel reports to its maker unless told not to
     gc.disable()  # what is imported stays: looking for garbage in it meanwhile costs a tenth of the start
     import asyncio
@@ -38,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
         gc.freeze()  # what was imported is never garbage: later collections need not look at it
         gc.enable()
         await serve(args.stage, settings, port)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # else Python waits for every thread, also for one that loads a model
 
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
-    sys.stderr.flush()
     return 0

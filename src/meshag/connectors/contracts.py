@@ -8,7 +8,7 @@ Cancellation: every await may be cancelled; the connector then stops the work an
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -94,7 +94,8 @@ class Connector:
     async def probe(self, options: Options) -> None:
         """Do the smallest real piece of the provider's work. Raises ConnectorError while it is out of order.
 
-        Asked for now and then after a failure, never in a caller's turn; `options` are those of the call that failed.
+        Asked for now and then after a call has failed before anything came of it, never in a caller's turn; `options` are
+        that call's. It has as long as a call has to begin. One that broke off midway is tried otherwise, see `trials.py`.
         """
 
     async def aclose(self) -> None:
@@ -345,6 +346,10 @@ class Booking:
     participant: Mapping[str, Any] = field(default_factory=dict)
     """What the request says about the caller: `name`, `is_owner`, `permissions`."""
 
+    fleet: str = ""
+    """A word that all workers of this fleet share and no other fleet has: by it they know the places that are theirs at
+    a vendor. Up to 16 of a-z and 0-9."""
+
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
@@ -374,9 +379,117 @@ class TransportConnector(Connector, ABC):
     async def dismiss(self, session: str, room: Mapping[str, Any]) -> None:
         """Take that place down. `room`: of the invitation. One that is gone already is no error."""
 
+    async def keep(self, session: str, room: Mapping[str, Any], ttl_s: int) -> dict[str, Any]:
+        """See that the place stays for another `ttl_s` seconds. Returns it as it is to be stored from now on."""
+        return dict(room)
+
+    async def admit(self, booking: Booking, room: Mapping[str, Any]) -> str:
+        """Another token for the session's caller."""
+        return booking.token
+
+    async def sweep(self, fleet: str, known: Callable[[str], Awaitable[bool]]) -> None:
+        """Take down what a crash has left behind: places of this fleet's sessions that are no longer there.
+
+        Called every few minutes by one transport worker of all. `fleet`: as in the bookings; `known(session id)` tells
+        whether it is still there, and is asked after the places have been listed: a session is older than its place.
+        Raises ConnectorError when it cannot: it is called again.
+        """
+
     async def attend(self, booking: Booking, room: Mapping[str, Any]) -> "Guest":
         """Go there as the agent. Only where `attends`."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """Somebody in a room."""
+
+    id: str
+    """Of this stay: who leaves and comes back has another."""
+
+    name: str = ""
+    user_id: str = ""
+    """As the caller's token says; empty where it says none."""
+
+    joined_at: str = ""
+    """ISO 8601."""
+
+    duration_s: int = 0
+    """How long they have been there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A recording, or a transcript, that the room's provider keeps."""
+
+    id: str
+    status: str
+    """`in_progress`, `finished`, `failed` or `canceled`."""
+
+    started_at_s: float = 0.0
+    """Unix time; 0: not told."""
+
+    duration_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where a recording or a transcript can be had for a while. Whoever has the address has the file."""
+
+    url: str
+    expires_at_s: float = 0.0
+    """Unix time; 0: not told."""
+
+
+class Rooms(ABC):
+    """What a transport offers beside inviting whose callers meet in rooms. `room`: of the session's invitation.
+
+    Everything raises ConnectorError, and ConfigError for what the room was not made for.
+    """
+
+    @abstractmethod
+    async def participants(self, room: Mapping[str, Any]) -> list[Participant]:
+        """Who is there, the agent among them. May be some seconds old."""
+
+    @abstractmethod
+    async def eject(self, room: Mapping[str, Any], ids: Sequence[str]) -> list[str]:
+        """Put participants out. Returns the ids of those who were there."""
+
+    @abstractmethod
+    async def start_recording(self, room: Mapping[str, Any]) -> None:
+        """Begin to record."""
+
+    @abstractmethod
+    async def stop_recording(self, room: Mapping[str, Any]) -> None:
+        """Stop recording."""
+
+    @abstractmethod
+    async def recordings(self, room: Mapping[str, Any]) -> list[Recording]:
+        """The room's recordings, the newest first, at most a hundred."""
+
+    @abstractmethod
+    async def room_of(self, recording: str) -> str:
+        """The name of the room that a recording is of; empty: there is no such recording."""
+
+    @abstractmethod
+    async def recording_link(self, room: Mapping[str, Any], recording: str) -> Link | None:
+        """Where one can be had; None: the room has no such recording."""
+
+    @abstractmethod
+    async def start_transcription(self, room: Mapping[str, Any]) -> None:
+        """Have the provider write down what is said, beside what the session's own recogniser hears."""
+
+    @abstractmethod
+    async def stop_transcription(self, room: Mapping[str, Any]) -> None:
+        """Stop that."""
+
+    @abstractmethod
+    async def transcripts(self, room: Mapping[str, Any]) -> list[Recording]:
+        """The room's transcripts, the newest first, at most a hundred."""
+
+    @abstractmethod
+    async def transcript_link(self, room: Mapping[str, Any], transcript: str) -> Link | None:
+        """Where one can be had (WebVTT); None: the room has no such transcript."""
 
 
 class Caller(ABC):
@@ -384,6 +497,14 @@ class Caller(ABC):
 
     rate_hz: int
     """Sample rate at which the caller listens."""
+
+    @property
+    def present(self) -> bool:
+        """Whether anybody is there to be talked to: a session whose caller is away grows old."""
+        return True
+
+    transport: ClassVar[str] = "websocket"
+    """The connector that it came by."""
 
     @abstractmethod
     def send_audio(self, pcm: bytes) -> None:
@@ -428,3 +549,9 @@ class Conversation(Protocol):
 
     def interrupt(self) -> None:
         """The caller asks for silence."""
+
+    def participant_joined(self, participant: str, **data: Any) -> None:
+        """Somebody has come into the room. `participant`: a name of its own within the session."""
+
+    def participant_left(self, participant: str, reason: str, **data: Any) -> None:
+        """They have gone."""

@@ -47,3 +47,11 @@ DRAFTS = Counter(
     ["result"],
 )
 TOOL_CALLS = Counter("meshag_tool_calls_total", "Functions that models called, by result.", ["result"])
+WEBHOOKS = Counter(
+    "meshag_webhooks_total",
+    "Events that are done with: delivered, refused by the receiver, or expired undelivered.",
+    ["result"],
+)
+WEBHOOK_FAILURES = Counter(
+    "meshag_webhook_failures_total", "Deliveries that failed, by HTTP status or `unreachable`.", ["status"]
+)

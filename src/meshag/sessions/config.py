@@ -26,8 +26,8 @@ from meshag.subjects import STAGES, Stage
 
 __all__ = [
     "ConfigProblems", "Connectors", "Edge", "Pipeline", "Problem", "ProviderState", "SessionConfig", "SessionRequest",
-    "StageConnectors", "StageDeadlines", "Stream", "ToolConfig", "Turns", "check_providers", "effective", "feeds",
-    "hears", "listeners", "parse_request", "patched", "read_json", "sources", "stages_of",
+    "StageConnectors", "StageDeadlines", "Stream", "ToolConfig", "Turns", "can_say", "check_providers", "effective",
+    "feeds", "hears", "listeners", "parse_request", "patched", "read_json", "sources", "stages_of",
 ]  # fmt: skip
 
 PROMPT = (
@@ -125,6 +125,12 @@ def sources(config: SessionConfig, stage: Stage) -> list[Stage]:
 def listeners(config: SessionConfig, stage: Stage) -> list[Stage]:
     """Who hears what `stage` says, each once."""
     return list(dict.fromkeys(edge.to for edge in config.pipeline.flow if edge.from_ == stage))
+
+
+def can_say(config: SessionConfig) -> bool:
+    """Whether the agent can be made to say something: its voice is heard, and hears the model or what is typed."""
+    speaks = hears(config, "tts", "llm") or hears(config, "tts", "transport", "text")
+    return speaks and hears(config, "transport", "tts")
 
 
 def hears(config: SessionConfig, stage: Stage, speaker: Stage, stream: Stream | None = None) -> bool:

@@ -3,26 +3,34 @@
     session:<id>:config         JSON: the request and its version
     session:<id>:state          hash: status, created_at_s, ttl_s, key, room (JSON)
     session:<id>:history        hash: turn number to JSON exchange
+    session:<id>:usage          hash: what it has cost, see `usage.py`
     session:<id>:lease:<stage>  "<worker> <epoch>"
     sessions                    sorted set: ids by the time at which they were made
-    ended:<id>                  it was ended: for ten minutes nobody may put it back
+    sessions:<key>              the same, of one API key
+    ended:<id>                  it was ended: for ten minutes nobody may put it back; holds its API key's id
 
 Every key of a session has its TTL. A live call never needs Valkey to go on; a new one does.
 """
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from valkey import exceptions
 from valkey.asyncio import Valkey
 
 from meshag import clock
-from meshag.errors import SessionError, StoreError
-from meshag.ids import SessionId, WorkerId, parse_session_id
+from meshag.errors import LimitError, SessionError, StoreError
+from meshag.ids import SessionId, WorkerId
 from meshag.sessions.config import SessionRequest
+from meshag.sessions.expiry import Expiry, remains_of
+from meshag.sessions.keys import Keys
+from meshag.sessions.once import Once
+from meshag.sessions.pages import Page, Pages, Place
+from meshag.sessions.places import Places
 from meshag.sessions.tools import STORED
+from meshag.sessions.usage import Usage
 from meshag.subjects import STAGES, Stage
 
 _FAILURES = (exceptions.ValkeyError, OSError, TimeoutError)
@@ -59,10 +67,39 @@ redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 'ok'
 """
 
+_PUT = """
+local id, quota = ARGV[1], tonumber(ARGV[2])
+local function forget(ids)
+  for _, one in ipairs(ids) do
+    if redis.call('EXISTS', 'session:' .. one .. ':config') == 0 then redis.call('ZREM', KEYS[4], one) end
+  end
+end
+if KEYS[4] then
+  if quota > 0 and redis.call('ZCARD', KEYS[4]) >= quota then
+    forget(redis.call('ZRANGE', KEYS[4], 0, -1))
+    if redis.call('ZCARD', KEYS[4]) >= quota then return 0 end
+  end
+  forget(redis.call('ZRANDMEMBER', KEYS[4], 3))
+  redis.call('ZADD', KEYS[4], ARGV[3], id)
+end
+redis.call('ZADD', KEYS[3], ARGV[3], id)
+redis.call('SET', KEYS[1], ARGV[5], 'EX', ARGV[4])
+redis.call('HSET', KEYS[2], unpack(ARGV, 6))
+redis.call('EXPIRE', KEYS[2], ARGV[4])
+return 1
+"""
+"""Every session looks at three of its key's at random and forgets those that expired: the index stays small."""
+
 _NOTE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 """
+
+QUOTA_RETRY_S = 10
+"""An API key that has all the sessions it may is told to come again so much later, seconds."""
+
+PARTS = ("config", "state", "history", "usage", *(f"lease:{stage}" for stage in STAGES))
+"""Of a session's keys."""
 
 ENDED_S = 600
 """An ended session is known as such for this long: an owner who missed its end must not put it back."""
@@ -102,17 +139,28 @@ class SessionStore:
         self._change = client.register_script(_CHANGE)
         self._note = client.register_script(_NOTE)
         self._release = client.register_script(_RELEASE)
+        self._put = client.register_script(_PUT)
+        self.keys = Keys(client, self._call)
+        """The API keys, which are in the same Valkey."""
+        self._pages = Pages(client, self._call)
+        self.usage = Usage(client, self._call)
+        """What sessions have cost."""
+        self.once = Once(client, self._call)
+        """Requests that are not done twice."""
+        self.expiry = Expiry(client, self._call)
+        self.places = Places(client, self._call)
+        """Which sessions have expired, and what is left of them."""
 
     @classmethod
     async def connect(cls, url: str, *, allow_volatile: bool = False, timeout_ms: int = 5000) -> "SessionStore":
         """Connect, and refuse a server that may lose sessions. Raises StoreError, naming VALKEY_URL."""
-        address = url.rsplit("@", 1)[-1].removeprefix("valkey://").removeprefix("redis://")
+        address = url.partition("?")[0].rsplit("@", 1)[-1].removeprefix("valkey://").removeprefix("redis://")
         try:
             client = Valkey.from_url(
                 url, decode_responses=True, socket_timeout=2, socket_connect_timeout=2, health_check_interval=15
             )
-        except ValueError as error:
-            raise StoreError(f"VALKEY_URL is not a Valkey address: {error}") from None
+        except ValueError:  # its text may hold a part of the password
+            raise StoreError("VALKEY_URL is no address like valkey://127.0.0.1:6379/0", retryable=False) from None
         store = cls(client, address)
         deadline = clock.monotonic_s() + timeout_ms / 1000
         while True:
@@ -171,16 +219,19 @@ class SessionStore:
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
-    async def create(self, session: SessionId, request: SessionRequest, ttl_s: int, key: str = "") -> SessionRecord:
-        """Store a new session. `key`: the id of the API key that it belongs to."""
+    async def create(
+        self, session: SessionId, request: SessionRequest, ttl_s: int, key: str = "", quota: int = 0
+    ) -> SessionRecord:
+        """Store a new session. `key`: the id of the API key that it belongs to.
+
+        `quota`: how many sessions that key may have, 0 for any number. Raises LimitError when it has as many.
+        """
         record = SessionRecord(session, 1, request, "created", clock.wall_s(), ttl_s, key)
-        await self.put(record)
+        await self.put(record, quota)
         return record
 
-    async def put(self, record: SessionRecord) -> None:
+    async def put(self, record: SessionRecord, quota: int = 0) -> None:
         """Store a session as it is: a new one, or again what a flushed Valkey has forgotten."""
-        pipe = self._client.pipeline(transaction=True)
-        pipe.set(_key(record.id, "config"), _config(record.version, record.request), ex=record.ttl_s)
         state: dict[str, str | float] = {
             "status": record.status,
             "created_at_s": record.created_at_s,
@@ -188,10 +239,37 @@ class SessionStore:
             "key": record.key,
             "room": msgspec.json.encode(record.room).decode(),
         }
-        pipe.hset(_key(record.id, "state"), mapping=cast("Any", state))
-        pipe.expire(_key(record.id, "state"), record.ttl_s)
-        pipe.zadd(_INDEX, {record.id: record.created_at_s})
-        await self._call(pipe.execute())
+        fields: list[str | float] = [part for field in state.items() for part in field]
+        own = [_index(record.key)] if record.key else []
+        stored = await self._call(
+            self._put(
+                keys=[_key(record.id, "config"), _key(record.id, "state"), _INDEX, *own],
+                args=[
+                    record.id,
+                    quota,
+                    record.created_at_s,
+                    record.ttl_s,
+                    _config(record.version, record.request),
+                    *fields,
+                ],
+            )
+        )
+        if not stored:
+            raise LimitError(
+                f"this API key may have {quota} sessions at the same time, and has them: end one",
+                retry_after_s=QUOTA_RETRY_S,
+                code="quota_exceeded",
+            )
+        await self.expiry.put(record.id, remains_of(record.key, record.request, record.room), record.ttl_s)
+
+    async def key_of(self, session: SessionId) -> str | None:
+        """The API key that a session belongs to, or did until it was ended lately. None: there is no such session."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.hget(_key(session, "state"), "key")
+        pipe.get(_ended(session))
+        there, ended = await self._call(pipe.execute())
+        found: str | None = ended if there is None else there
+        return found
 
     async def load(self, session: SessionId) -> SessionRecord:
         """A session as it is stored. Raises SessionError when there is none."""
@@ -200,18 +278,22 @@ class SessionStore:
         pipe.hgetall(_key(session, "state"))
         config, state = await self._call(pipe.execute())
         if config is None:
-            raise SessionError(f"there is no session {session}, or it has ended")
-        stored = msgspec.json.decode(config)
-        return SessionRecord(
-            session,
-            stored["version"],
-            SessionRequest.model_validate(stored["request"], context=STORED),
-            state.get("status", "created"),
-            float(state.get("created_at_s", 0)),
-            int(float(state.get("ttl_s", 3600))),
-            state.get("key", ""),
-            msgspec.json.decode(state.get("room") or "{}"),
-        )
+            raise no_session(session)
+        try:
+            stored = msgspec.json.decode(config)
+            return SessionRecord(
+                session,
+                stored["version"],
+                SessionRequest.model_validate(stored["request"], context=STORED),
+                state.get("status", "created"),
+                float(state.get("created_at_s", 0)),
+                int(float(state.get("ttl_s", 3600))),
+                state.get("key", ""),
+                msgspec.json.decode(state.get("room") or "{}"),
+            )
+        except (ValueError, TypeError, KeyError) as error:  # also msgspec's and pydantic's: both repeat what is stored
+            what = f"the session {session} is stored in a form that this version cannot read"
+            raise StoreError(f"{what}: {type(error).__name__}", code="session_unreadable", retryable=False) from None
 
     async def change_config(self, record: SessionRecord, request: SessionRequest) -> SessionRecord:
         """Replace the configuration of a session. Raises SessionError when it has gone meanwhile."""
@@ -219,7 +301,7 @@ class SessionStore:
         data = _config(changed.version, request)
         done = await self._call(self._change(keys=[_key(record.id, "config")], args=[record.version, data]))
         if done == "gone":
-            raise SessionError(f"there is no session {record.id}, or it has ended")
+            raise no_session(record.id)
         if done == "changed":
             raise StoreError("the session was changed by somebody else at the same time", code="session_changed")
         return changed
@@ -227,6 +309,7 @@ class SessionStore:
     async def set_room(self, record: SessionRecord, room: dict[str, Any]) -> SessionRecord:
         """Note where the session's caller and agent meet. Does nothing for one that is gone."""
         await self._state(record.id, "room", msgspec.json.encode(room).decode())
+        await self.expiry.change(record.id, remains_of(record.key, record.request, room))
         return msgspec.structs.replace(record, room=room)
 
     async def set_status(self, session: SessionId, status: str) -> None:
@@ -243,14 +326,15 @@ class SessionStore:
     async def touch(self, session: SessionId, ttl_s: int) -> bool:
         """Give every key of the session its whole TTL again. False when the session is not there."""
         pipe = self._client.pipeline(transaction=False)
-        for part in ("config", "state", "history", *(f"lease:{stage}" for stage in STAGES)):
+        for part in PARTS:
             pipe.expire(_key(session, part), ttl_s)
+        self.expiry.touch(pipe, session, ttl_s)
         return bool((await self._call(pipe.execute()))[0])
 
     async def extend(self, record: SessionRecord, ttl_s: int) -> SessionRecord:
         """Change how long the session outlives its last sign of life. Raises SessionError when it has gone."""
         if not await self.touch(record.id, ttl_s):
-            raise SessionError(f"there is no session {record.id}, or it has ended")
+            raise no_session(record.id)
         await self._call(self._client.hset(_key(record.id, "state"), "ttl_s", str(ttl_s)))
         return msgspec.structs.replace(record, ttl_s=ttl_s)
 
@@ -261,33 +345,19 @@ class SessionStore:
 
     async def delete(self, session: SessionId) -> bool:
         """Forget a session with everything that belongs to it. False when it was not there."""
-        parts = ("config", "state", "history", *(f"lease:{stage}" for stage in STAGES))
+        key = await self.key_of(session) or ""
         pipe = self._client.pipeline(transaction=True)
         pipe.exists(_key(session, "config"))
-        pipe.delete(*(_key(session, part) for part in parts))
+        pipe.delete(*(_key(session, part) for part in PARTS))
         pipe.zrem(_INDEX, session)
-        pipe.set(_ended(session), "", ex=ENDED_S)
+        pipe.zrem(_index(key), session)
+        pipe.set(_ended(session), key, ex=ENDED_S)
+        self.expiry.forget(pipe, session)
         return bool((await self._call(pipe.execute()))[0])
 
-    async def ids(self, *, limit: int = 100) -> list[SessionId]:
-        """The newest sessions. Those that have expired are dropped from the index on the way."""
-        found: list[SessionId] = []
-        start = 0
-        while len(found) < limit:
-            members = await self._call(self._client.zrevrange(_INDEX, start, start + limit - 1))
-            if not members:
-                break
-            pipe = self._client.pipeline(transaction=False)
-            for member in members:
-                pipe.exists(_key(SessionId(member), "config"))
-            there = await self._call(pipe.execute())
-            gone = [member for member, exists in zip(members, there, strict=True) if not exists]
-            if gone:
-                await self._call(self._client.zrem(_INDEX, *gone))
-            kept = (parse_session_id(member) for member, exists in zip(members, there, strict=True) if exists)
-            found.extend(session for session in kept if session)
-            start += len(members) - len(gone)
-        return found[:limit]
+    async def page(self, *, limit: int, key: str = "", status: str = "", after: Place | None = None) -> Page:
+        """A page of the sessions, of one API key or of all, newest first. See `Pages.read`."""
+        return await self._pages.read(_index(key), limit, status, after)
 
     # -- history ------------------------------------------------------------------------------------------------------
 
@@ -304,6 +374,10 @@ class SessionStore:
         """What was said, by turn."""
         stored: dict[str, str] = await self._call(self._client.hgetall(_key(session, "history")))
         return [stored[turn].encode() for turn in sorted(stored, key=int)]
+
+    async def turns(self, session: SessionId) -> int:
+        """How many turns the history has."""
+        return int(await self._call(self._client.hlen(_key(session, "history"))))
 
     # -- ownership ----------------------------------------------------------------------------------------------------
 
@@ -352,8 +426,17 @@ class SessionStore:
         return answer
 
 
+def no_session(session: SessionId) -> SessionError:
+    """What is said of a session that is not there, and of one that the asker may not know of."""
+    return SessionError(f"there is no session {session}, or it has ended")
+
+
 def _key(session: SessionId, part: str) -> str:
     return f"session:{session}:{part}"
+
+
+def _index(key: str) -> str:
+    return f"{_INDEX}:{key}" if key else _INDEX
 
 
 def _ended(session: SessionId) -> str:

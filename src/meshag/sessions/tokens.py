@@ -34,7 +34,7 @@ def verify(token: str, session: SessionId, secret: str) -> None:
         raise AuthError(
             "the token has expired: create a session, or ask for a new token", code="token_expired"
         ) from None
-    except jwt.InvalidTokenError:
+    except jwt.PyJWTError:
         raise AuthError("the token is not valid", code="token_invalid") from None
     if claims["sub"] != session:
         raise AuthError("the token is for another session", code="token_invalid")

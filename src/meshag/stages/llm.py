@@ -1,6 +1,6 @@
 """Language model: ends of turns and typed text in, a reply in speakable chunks out.
 
-on_frame   TurnEnded or TextIn → _answer · TurnLikely: begin a draft of the answer, unheard
+on_frame   TurnEnded or TextIn → _answer · TurnLikely: begin a draft of the answer, unheard · Say → _recite
 _answer    history + prompt + tools → provider → ReplyStarted, ReplyChunk …, ReplyEnded
            a provider breaks off: the next one goes on after what was said · the model calls a function: _call_tools
 on_signal  Interrupt: stop · Played: the history keeps what was heard
@@ -8,6 +8,7 @@ resume     the former owner is gone: go on after the last chunk that it said
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -27,20 +28,24 @@ from meshag.connectors.contracts import (
 from meshag.connectors.failover import (
     APOLOGY,
     APOLOGY_UNHEARD,
+    LEAST_CHARS_PER_S,
     NOTICE,
     AllFailed,
     BrokeOff,
     Candidate,
     relay,
+    weight,
 )
 from meshag.errors import ConnectorError, ProviderGarbage, StoreError, WireError
 from meshag.frames import (
     AnyFrame,
     Interrupt,
     Played,
+    PlayStarted,
     ReplyChunk,
     ReplyEnded,
     ReplyStarted,
+    Say,
     StageFailed,
     StageLate,
     TextIn,
@@ -48,9 +53,10 @@ from meshag.frames import (
     ToolCalled,
     TurnEnded,
     TurnLikely,
+    VoiceStarted,
 )
 from meshag.observe import metrics
-from meshag.sessions import schemas
+from meshag.sessions import schemas, usage
 from meshag.sessions.config import ToolConfig
 from meshag.stages.draft import Draft
 from meshag.stages.owned import Owned, subject_of
@@ -65,14 +71,15 @@ HISTORY_CHARS = 24_000
 REPLY_CHARS = 4_000
 """A longer reply is cut: nobody listens to it, and a provider may never stop."""
 
-LEAST_CHARS_PER_S = 5.0
-"""A vendor's model that writes less is out of order: speech takes about fifteen characters a second."""
-
 SAME_UTTERANCE_MS = 1_000
 """Two reports of a turn whose speech ends are closer than this are of the same utterance."""
 
 STORE_AGAIN_S = 1.0
 """Between two attempts to write what was said."""
+
+
+Question = TurnEnded | TextIn | Say
+"""What a turn of the agent's answers; a Say holds its answer itself."""
 
 
 @dataclass
@@ -101,6 +108,13 @@ class Reply:
     draft: Draft | None = None
     """Its beginning, made before the turn's end was certain."""
     ended: bool = False
+    given: str = ""
+    """What it is to be, where that was said: no model is asked."""
+    user_start_ns: int = 0
+    user_end_ns: int = 0
+    reply_start_ns: int = 0
+    used: Counter[str] = field(default_factory=Counter)
+    """What it has cost, see `sessions/usage.py`."""
 
     def texts(self, start: int = 0, end: int | None = None) -> list[str]:
         """The text of each chunk, fillers empty."""
@@ -118,13 +132,6 @@ class Reply:
         return "".join(self.texts(self.steps[-1].chunks if self.steps else 0))
 
 
-def weight(event: LlmEvent) -> float:
-    """What an event counts for the pace of a reply, characters. A call, or the end, is never too slow."""
-    if isinstance(event, TextDelta):
-        return len(event.text)
-    return event.chars if isinstance(event, Thinking) else LEAST_CHARS_PER_S * 10
-
-
 class LlmSession(Owned):
     """One session's mind."""
 
@@ -136,6 +143,8 @@ class LlmSession(Owned):
         self._replies: dict[int, Reply] = {}
         self._answered: set[tuple[str, int, int]] = set()
         self._speech_ends_ns: dict[int, int] = {}
+        self._voices_ns: dict[int, int] = {}
+        """When the caller began to speak, by turn."""
         self._unstored: dict[int, Exchange] = {}
         self._last_turn = 0
         self._work: asyncio.Task[None] | None = None
@@ -169,8 +178,10 @@ class LlmSession(Owned):
     def on_frame(self, frame: AnyFrame) -> None:
         if isinstance(frame, TurnLikely):
             self._begin_draft(frame)
-        elif isinstance(frame, (TurnEnded, TextIn)) and frame.text.strip():
+        elif isinstance(frame, Question) and frame.text.strip():
             self._begin(frame)
+        elif isinstance(frame, VoiceStarted):
+            self._voices_ns[frame.turn] = frame.at_ns
         elif isinstance(frame, StageFailed):
             self._apologise(frame.turn, APOLOGY_UNHEARD)
         elif isinstance(frame, StageLate):
@@ -178,7 +189,7 @@ class LlmSession(Owned):
         elif isinstance(frame, TurnEnded) and (reply := self._replies.get(frame.turn)) is not None and not reply.ended:
             self._end(reply, "stop")  # patience was asked for nothing
 
-    def _begin(self, frame: TurnEnded | TextIn) -> None:
+    def _begin(self, frame: Question) -> None:
         asked = (type(frame).__name__, frame.epoch, frame.seq)
         if asked in self._answered or self._is_repeated(frame):
             return
@@ -188,10 +199,21 @@ class LlmSession(Owned):
         turn = frame.turn if frame.turn > self._last_turn else self._last_turn + 1
         self._last_turn = turn
         reply = self._replies.setdefault(turn, Reply(turn, ""))
-        reply.user = frame.text
+        self._ask(reply, frame)
         self._settle(before=turn)
-        reply.draft = self._take_draft(frame.text)
+        reply.draft = self._take_draft(reply.user)
         self._work = self.spawn(self._answer(reply))
+
+    def _ask(self, reply: Reply, frame: Question) -> None:
+        """Note what the reply answers, and when that was said."""
+        if isinstance(frame, Say):
+            reply.given = frame.text
+            return
+        reply.user = frame.text
+        spoken = isinstance(frame, TurnEnded)
+        reply.user_end_ns = frame.speech_end_ns if isinstance(frame, TurnEnded) else frame.at_ns
+        reply.user_start_ns = self._voices_ns.get(frame.turn, 0) if spoken else frame.at_ns
+        self._voices_ns = {turn: at_ns for turn, at_ns in self._voices_ns.items() if turn > frame.turn}
 
     # -- before the turn's end is certain -----------------------------------------------------------------------------
 
@@ -233,7 +255,7 @@ class LlmSession(Owned):
         if self._draft is not None:
             await self._draft.aclose()
 
-    def _is_repeated(self, frame: TurnEnded | TextIn) -> bool:
+    def _is_repeated(self, frame: Question) -> bool:
         """Whether two owners of stt have heard the same utterance, as may happen when one hands over to the other."""
         if not isinstance(frame, TurnEnded):
             return False
@@ -245,9 +267,11 @@ class LlmSession(Owned):
         if isinstance(frame, Interrupt):
             if self._last_turn <= frame.turn:
                 self._stop("interrupted")
+        elif isinstance(frame, PlayStarted) and (reply := self._replies.get(frame.turn)) is not None:
+            reply.reply_start_ns = frame.at_ns
         elif isinstance(frame, Played) and (reply := self._replies.get(frame.turn)) is not None:
             text = heard(reply.texts(), frame.n, frame.ms, frame.chunk_ms) if frame.interrupted else reply.text
-            self._commit(reply, text, interrupted=frame.interrupted)
+            self._commit(reply, text, interrupted=frame.interrupted, end_ns=frame.at_ns)
 
     def _stop(self, reason: str) -> None:
         """Stop the reply on its way, if there is one."""
@@ -255,13 +279,22 @@ class LlmSession(Owned):
             self._work.cancel()
             reply = self._replies.get(self._last_turn)
             if reply is not None and not reply.ended:
-                reply.ended = True
-                self.say(ReplyEnded(turn=reply.turn, chunks=len(reply.chunks), reason=reason))
+                self._end(reply, reason)
 
     # -- history ------------------------------------------------------------------------------------------------------
 
-    def _commit(self, reply: Reply, text: str, *, interrupted: bool) -> None:
-        exchange = Exchange(reply.turn, reply.user, text, interrupted, clock.wall_ns())
+    def _commit(self, reply: Reply, text: str, *, interrupted: bool, end_ns: int = 0) -> None:
+        exchange = Exchange(
+            reply.turn,
+            reply.user,
+            text,
+            interrupted,
+            clock.wall_ns(),
+            reply.user_start_ns,
+            reply.user_end_ns,
+            reply.reply_start_ns,
+            end_ns,
+        )
         self._history.append(exchange)
         del self._replies[reply.turn]
         self._unstored[exchange.turn] = exchange
@@ -308,6 +341,9 @@ class LlmSession(Owned):
 
     async def _answer(self, reply: Reply) -> None:
         """Stream the reply; functions that the model calls are called, and it goes on with what they answer."""
+        if reply.given:
+            self._recite(reply)
+            return
         asked = self.able(LlmConnector)  # type: ignore[type-abstract]
         waiting = self.spawn(self._wait(reply, asked[0].deadlines.notice_ms if asked else 0))
         try:
@@ -327,6 +363,16 @@ class LlmSession(Owned):
             self._end(reply, "failed")
         finally:
             waiting.cancel()
+
+    def _recite(self, reply: Reply) -> None:
+        """Say what the reply is to be, from where a former owner stopped."""
+        if not reply.chunks:
+            self.say(ReplyStarted(turn=reply.turn, provider="meshag", model="say"))
+        chunker = Chunker()
+        texts = [*chunker.push(reply.given), *chunker.flush()]
+        for text in texts[len(reply.chunks) :]:
+            self._chunk(reply, text)
+        self._end(reply, "stop")
 
     async def _stream(self, reply: Reply, asked: list[Candidate[LlmConnector]]) -> str:
         """Publish what the first of `asked` that answers says, and the functions that it calls. Returns why it ended.
@@ -366,7 +412,7 @@ class LlmSession(Owned):
                     calls.append(event)
                 else:
                     reason = "stop" if event.reason == "tools" else event.reason  # it called none that it was offered
-                    self._count(candidate.name, event)
+                    self._count(reply, candidate.name, event)
                     break
         for chunk in [*chunker.push(going_on.flush()), *chunker.flush()]:
             self._chunk(reply, chunk)
@@ -394,9 +440,10 @@ class LlmSession(Owned):
         if not said and not reply.said:  # it only thought
             raise ProviderGarbage(f"{candidate.name}: an empty answer", code="provider_empty")
 
-    def _count(self, provider: str, done: ReplyDone) -> None:
+    def _count(self, reply: Reply, provider: str, done: ReplyDone) -> None:
         for direction, tokens in (("in", done.input_tokens), ("out", done.output_tokens)):
             metrics.TOKENS.labels(provider, direction).inc(tokens)
+            reply.used[usage.tokens(provider, direction)] += tokens
 
     def _chunk(self, reply: Reply, text: str, *, filler: bool = False) -> None:
         if filler:
@@ -407,6 +454,7 @@ class LlmSession(Owned):
     def _end(self, reply: Reply, reason: str) -> None:
         reply.ended = True
         self.say(ReplyEnded(turn=reply.turn, chunks=len(reply.chunks), reason=reason))
+        self.tally(reply.turn, reply.used)
 
     # -- when there is nothing to say ---------------------------------------------------------------------------------
 
@@ -485,6 +533,7 @@ class LlmSession(Owned):
             metrics.TOOL_CALLS.labels("limit").inc()
             step.answer = '{"error": "too many calls: answer with what you know"}'
         else:
+            reply.used[usage.TOOL_CALLS] += 1
             step.answer = await self.host.tools.call(
                 tool, step.call.arguments, key=key, session=self.session, turn=reply.turn
             )
@@ -494,21 +543,23 @@ class LlmSession(Owned):
 
     async def resume(self) -> None:
         committed = {exchange.turn for exchange in self._history.exchanges}
-        asked: dict[int, TurnEnded | TextIn] = {}
+        asked: dict[int, Question] = {}
         for subject, inlet in self._inlets.items():
             frames = await self.journal.read(subject)
             for frame in frames:
-                if isinstance(frame, (TurnEnded, TextIn)) and frame.text.strip():
+                if isinstance(frame, VoiceStarted):
+                    self._voices_ns[frame.turn] = frame.at_ns
+                elif isinstance(frame, Question) and frame.text.strip():
                     self._answered.add((type(frame).__name__, frame.epoch, frame.seq))
                     self._is_repeated(frame)
                     asked[frame.turn] = frame
             if frames:
                 inlet.start_after(frames[-1].epoch, frames[-1].seq)
         for frame in await self.journal.read(self._output_subject):
-            self._recall(frame, asked)
-        for turn, question in asked.items():
+            self._recall(frame)
+        for turn, question in sorted(asked.items()):
             if turn not in committed:
-                self._replies.setdefault(turn, Reply(turn, question.text))
+                self._ask(self._replies.setdefault(turn, Reply(turn, "")), question)
         self._replies = {turn: reply for turn, reply in self._replies.items() if turn not in committed}
         self._last_turn = max([*asked, *committed, *self._replies, 0])
         unfinished = self._replies.get(self._last_turn)
@@ -519,9 +570,8 @@ class LlmSession(Owned):
         if unfinished is not None and not unfinished.ended and unfinished.turn in self._replies:
             self._work = self.spawn(self._answer(unfinished))
 
-    def _recall(self, frame: AnyFrame, asked: dict[int, TurnEnded | TextIn]) -> None:
-        question = asked.get(frame.turn)
-        reply = self._replies.setdefault(frame.turn, Reply(frame.turn, question.text if question else ""))
+    def _recall(self, frame: AnyFrame) -> None:
+        reply = self._replies.setdefault(frame.turn, Reply(frame.turn, ""))
         if isinstance(frame, ReplyChunk) and frame.n == len(reply.chunks):
             if frame.filler:
                 reply.fillers.add(frame.n)

@@ -6,7 +6,7 @@ configuration at the next turn, letting go when another worker has taken over.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import structlog
@@ -22,7 +22,7 @@ from meshag.connectors.contracts import Connector
 from meshag.connectors.failover import Candidate, candidates
 from meshag.connectors.registry import Registry
 from meshag.connectors.tools import Tools
-from meshag.errors import MeshError
+from meshag.errors import MeshError, StoreError
 from meshag.frames import AnyFrame, ConfigChanged, Frame, Handover, OwnerChanged, SessionEnded, StageFailed
 from meshag.ids import SessionId, WorkerId
 from meshag.observe import metrics
@@ -151,7 +151,7 @@ class Owned(ABC):
         """Note that a call to a provider failed, for this session or for everybody."""
         metrics.PROVIDER_FAILURES.labels(self.stage, candidate.name, failure.code).inc()
         self.log.warning("provider_failed", provider=candidate.name, code=failure.code, error=str(failure))
-        self.host.breakers.failed(candidate.name, failure, candidate.options_json)
+        self.host.breakers.failed(candidate.name, failure, candidate.options_json, candidate.deadlines)
         if not failure.retryable and not opens(failure):
             self._refused.add(candidate.name)
 
@@ -160,6 +160,19 @@ class Owned(ABC):
         metrics.FAILURES.labels(self.stage, error.code).inc()
         self.log.warning("stage_failed", turn=turn, code=error.code, error=str(error))
         self.say(StageFailed(turn=turn, stage=self.stage, code=error.code, message=str(error)))
+
+    def tally(self, turn: int, used: Mapping[str, int], **latency_ms: int) -> None:
+        """Count what the turn has cost (`sessions/usage.py`), aside: no turn waits for it, none fails of it."""
+        counts = {name: count for name, count in used.items() if count}
+        if counts or latency_ms:
+            self.spawn(self._tally(turn, counts, latency_ms))
+
+    async def _tally(self, turn: int, counts: Mapping[str, int], latency_ms: Mapping[str, int]) -> None:
+        try:
+            ttl_s = self.record.ttl_s
+            await self.host.store.usage.add(self.session, self.stage, turn, counts, latency_ms, ttl_s)
+        except StoreError as error:
+            self.log.warning("usage_not_counted", turn=turn, error=str(error))
 
     def leave(self) -> None:
         """The worker is draining: ask for another owner."""

@@ -8,7 +8,7 @@ resume        the former owner is gone: hear its unfinished turn again from the 
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from meshag import clock
@@ -21,6 +21,7 @@ from meshag.frames import (
     AudioIn,
     Interrupt,
     Played,
+    Say,
     StageLate,
     TextIn,
     Transcript,
@@ -31,6 +32,7 @@ from meshag.frames import (
 from meshag.models.catalogue import find
 from meshag.models.store import path
 from meshag.observe import metrics
+from meshag.sessions import usage
 from meshag.sessions.config import Turns, stages_of
 from meshag.settings import Settings
 from meshag.stages.owned import Owned, subject_of
@@ -109,6 +111,8 @@ class SttSession(Owned):
         self._last_frame: AudioIn | None = None
         self._recent: deque[bytes] = deque(maxlen=RECENT)
         """Where the provider finds the turns: what it may still be making one of."""
+        self._used: Counter[str] = Counter()
+        """What has been fed to whom since a turn last ended."""
 
     @property
     def quiet(self) -> bool:
@@ -143,7 +147,7 @@ class SttSession(Owned):
     # -- caller audio -------------------------------------------------------------------------------------------------
 
     def on_frame(self, frame: AnyFrame) -> None:
-        if isinstance(frame, TextIn):
+        if isinstance(frame, (TextIn, Say)):
             self._turn = max(self._turn, frame.turn)
             self._expect_answer(frame.turn)
         elif isinstance(frame, AudioIn):
@@ -154,6 +158,7 @@ class SttSession(Owned):
                 self._recent.append(frame.pcm)
                 if self._stream is not None:
                     self._stream.feed(frame.pcm)
+                    self._used[self._provider] += 1
 
     def _hear(self, frame: AudioIn, vad: SileroVad) -> None:
         if self._current is not None:
@@ -199,6 +204,7 @@ class SttSession(Owned):
         utterance.pcm.append(pcm)
         if self._stream is not None:
             self._stream.feed(pcm)
+            self._used[self._provider] += 1
 
     def _say_started(self, frame: AudioIn) -> None:
         started = VoiceStarted(turn=self._turn, audio_seq=frame.seq, audio_epoch=frame.epoch, at_ns=frame.at_ns)
@@ -354,6 +360,8 @@ class SttSession(Owned):
             )
         )
         utterance.done.set()
+        used, self._used = self._used, Counter()
+        self.tally(utterance.turn, {usage.recognised_ms(name): frames * FRAME_MS for name, frames in used.items()})
         self._prefer()
 
     # -- when it is late, or breaks -----------------------------------------------------------------------------------
@@ -410,7 +418,7 @@ class SttSession(Owned):
             if broken is not self._stream:
                 return  # it has been replaced meanwhile
             if failure is not None and self._candidate is not None:
-                self.provider_failed(self._candidate, failure)
+                self.provider_failed(self._candidate, as_failure(failure, self._provider, midway=True))
                 self._tried.add(self._candidate.name)
             self._stream = self._candidate = None
             if broken is not None:
@@ -553,7 +561,9 @@ class SttSession(Owned):
             self._turn = min(began) - 1
         for frame in await self._control.history():
             self.on_signal(frame)
+        typed = await self.journal.last(subject_of("transport", "text", self.session))
         await self._hear_unfinished(done, began[min(began)] if began else None)
+        self._turn = max(self._turn, typed.turn if typed else 0)  # what was typed after it keeps its number
 
     async def _hear_unfinished(self, done: tuple[int, int], began: tuple[int, int] | None) -> None:
         """Hear again the caller's audio after `done`, from where the unfinished turn `began`: epochs and numbers."""

@@ -4,10 +4,11 @@ hear        caller audio → AudioIn
 read        typed text → TextIn
 on_frame    Speech → playout · everything else → events for the caller
 play_out    every 20 ms: the next frame leaves; PlayStarted and Played tell the others
-on_signal   Interrupt: silence at once · Handover, a death: find the stage another owner
+on_signal   Interrupt: silence at once · Say, Hush: the API asks · Handover, a death: find the stage another owner
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,14 +16,15 @@ from weakref import WeakValueDictionary
 import structlog
 
 from meshag import clock, subjects
-from meshag.audio import Framer
+from meshag.audio import FRAME_MS, Framer
 from meshag.bus.outlet import Outlet
-from meshag.connectors.contracts import Caller
+from meshag.connectors.contracts import Caller, Guest
 from meshag.errors import ConfigError, MeshError, OverloadError
 from meshag.frames import (
     AnyFrame,
     AudioIn,
     Handover,
+    Hush,
     Interrupt,
     OwnerChanged,
     Played,
@@ -30,6 +32,7 @@ from meshag.frames import (
     ReplyChunk,
     ReplyEnded,
     ReplyStarted,
+    Say,
     Speech,
     SpeechEnded,
     StageFailed,
@@ -40,13 +43,17 @@ from meshag.frames import (
 )
 from meshag.ids import SessionId, WorkerId
 from meshag.observe import metrics
+from meshag.sessions import usage
 from meshag.sessions.claims import ensure_owner, find_owner
-from meshag.sessions.config import hears, stages_of
+from meshag.sessions.config import can_say, hears, stages_of
+from meshag.sessions.events import EventType
 from meshag.sessions.store import Lease, SessionRecord
+from meshag.stages.laps import Laps
 from meshag.stages.owned import Owned
 from meshag.stages.playout import STEP_MS, Playout
 from meshag.stages.worker import Worker
 from meshag.subjects import Stage
+from meshag.turns.history import heard
 
 log = structlog.get_logger("meshag.transport")
 
@@ -55,6 +62,9 @@ AHEAD = 1
 
 RETRY_S = 0.1
 """Between two attempts to find an owner for a stage that has none."""
+
+SAY_BOUND = 16
+"""Announcements that wait for the answer on its way; beyond that the oldest is forgotten."""
 
 TOLD_AFTER_S = 2.0
 """The caller is told when a stage has had no owner for this long."""
@@ -96,7 +106,18 @@ class Call(Owned):
         self._turn = 0
         self._answering = 0
         self._ends_ns: dict[int, int] = {}
+        self._laps = Laps()
+        self._heard_frames = 0
+        """Caller audio that has not been counted yet."""
+        self._to_say: deque[Say] = deque(maxlen=SAY_BOUND)
+        self._said: deque[str] = deque(maxlen=4 * SAY_BOUND)
+        """What the API has asked to be said, by id: its messages may come twice."""
         self._replacing: set[Stage] = set()
+        self._chunks: dict[int, dict[int, str]] = {}
+        """Of the turns whose answers are being heard: the reply's chunks by number, fillers empty."""
+        self._present: dict[str, None] = {}
+        self._came = asyncio.Event()
+        """Somebody has come: the session is in use again."""
 
     # -- as an owner --------------------------------------------------------------------------------------------------
 
@@ -135,9 +156,15 @@ class Call(Owned):
         self.caller.send_event({"type": "draining", "t_ms": clock.wall_ns() // clock.MS})
 
     async def finish(self) -> None:
+        await self._count_heard()
         self._text_outlet.close()
         self._audio_outlet.close()
         self.caller.send_event({"type": "session_ended", "reason": self.ending, "t_ms": clock.wall_ns() // clock.MS})
+        if not (
+            isinstance(self.caller, Guest) and self.ending == "replaced"
+        ):  # they are there still, with another agent
+            for participant in tuple(self._present):
+                self.participant_left(participant, self.ending)
         await self.caller.close(1000, self.ending)
 
     async def release(self) -> None:
@@ -150,11 +177,52 @@ class Call(Owned):
         while True:
             try:
                 ttl_s = (await self.worker.store.load(self.session)).ttl_s  # it may have been extended
-                await self.worker.store.touch(self.session, ttl_s)
-                await self.worker.store.set_status(self.session, "live")
+                if self.caller.present:
+                    await self.worker.store.touch(self.session, ttl_s)
+                await self.worker.store.set_status(self.session, "live" if self.caller.present else "idle")
             except MeshError as error:
                 self.log.warning("touch_failed", error=str(error))
-            await asyncio.sleep(min(ttl_s / 3, 60))
+            await self._count_heard()
+            self._came.clear()
+            try:
+                async with asyncio.timeout(min(ttl_s / 3, 60)):
+                    await self._came.wait()
+            except TimeoutError:
+                pass
+
+    # -- for those who watch ------------------------------------------------------------------------------------------
+
+    def note(self, kind: EventType, **data: Any) -> None:
+        """Tell watchers and webhooks. Costs this call nothing: it leaves soon, whether anybody watches or not."""
+        self.worker.events.note(kind, self.session, self.record.key, **data)
+
+    def participant_joined(self, participant: str, **data: Any) -> None:
+        """A caller is there. `participant`: a name of its own within the session."""
+        if participant not in self._present:
+            self._present[participant] = None
+            self._came.set()
+            transport, once = self.caller.transport, f"joined/{participant}"
+            self.note("participant_joined", once=once, participant=participant, transport=transport, **data)
+
+    def participant_left(self, participant: str, reason: str, **data: Any) -> None:
+        """That caller has gone. Nothing happens for one who was not there."""
+        if participant in self._present:
+            del self._present[participant]
+            told = {"transport": self.caller.transport, "reason": reason, **data}
+            self.note("participant_left", once=f"left/{participant}", participant=participant, **told)
+
+    def _note_reply(self, played: Played) -> None:
+        """What the caller heard of an answer, once it is over."""
+        chunks = self._chunks.pop(played.turn, {})
+        texts = [chunks.get(n, "") for n in range(max(chunks, default=-1) + 1)]
+        text = heard(texts, played.n, played.ms, played.chunk_ms) if played.interrupted else "".join(texts)
+        if text and self.record.request.enable_transcription:
+            self.note("reply", turn=played.turn, text=text.strip(), interrupted=played.interrupted)
+
+    async def _count_heard(self) -> None:
+        frames, self._heard_frames = self._heard_frames, 0
+        if frames:
+            await self._tally(0, {usage.HEARD_MS: frames * FRAME_MS}, {})
 
     # -- the other stages' owners -------------------------------------------------------------------------------------
 
@@ -210,6 +278,7 @@ class Call(Owned):
     async def hear(self, pcm: bytes) -> None:
         """Caller audio: PCM16 mono 16 kHz, any whole number of samples."""
         for frame in self._framer.push(pcm):
+            self._heard_frames += 1
             await self._audio_outlet.send(AudioIn(pcm=frame))
 
     async def read(self, text: str) -> None:
@@ -224,23 +293,57 @@ class Call(Owned):
                 code="text_not_taken",
             )
         if self._answering:
-            self.interrupt()
+            self._silence()
         self._turn += 1
         self._answering = self._turn
         self._ends_ns[self._turn] = clock.wall_ns()
+        self._laps.typed(self._turn)
         await self._text_outlet.send(TextIn(turn=self._turn, text=text))
+        if self.record.request.enable_transcription:
+            self.note("transcript", turn=self._turn, text=text, provider="")
 
     def interrupt(self) -> None:
         """The caller asks for silence."""
+        self._silence()
+        self._say_next()
+
+    def _silence(self) -> None:
         turn = max(self._answering, self._playout.turn)
         if turn:
             self.signal(Interrupt(turn=turn, source=self.stage))
             self._fall_silent(turn)
 
+    # -- what the API wants said --------------------------------------------------------------------------------------
+
+    def _on_say(self, frame: Say) -> None:
+        if frame.id in self._said:
+            return
+        self._said.append(frame.id)
+        if frame.interrupt:
+            self._silence()
+            self._say(frame)
+        else:
+            self._to_say.append(frame)
+            self._say_next()
+
+    def _say_next(self) -> None:
+        """Say what waits, unless something is being answered."""
+        if self._to_say and not self._answering and not self._playout.playing:
+            self._say(self._to_say.popleft())
+
+    def _say(self, frame: Say) -> None:
+        """A turn of its own, whose reply is known."""
+        self.begin_turn()
+        if can_say(self.config):
+            self._turn += 1
+            self._answering = self._turn
+            self._outbox.put_nowait((self._text_outlet, Say(turn=self._turn, text=frame.text, source=self.stage)))
+
     # -- the agent speaks ---------------------------------------------------------------------------------------------
 
     def on_frame(self, frame: AnyFrame) -> None:
         self._turn = max(self._turn, frame.turn)
+        self._laps.note(frame)
         if isinstance(frame, Speech):
             self._playout.add(frame)
             self._start_playing()
@@ -279,6 +382,8 @@ class Call(Owned):
         self.signal(PlayStarted(turn=turn))
         now_ns = clock.wall_ns()
         event = {"type": "speech_started", "turn": turn, "t_ms": now_ns // clock.MS}
+        if laps := self._laps.heard(turn):
+            self.tally(turn, {}, **laps)
         ended_ns = self._ends_ns.pop(turn, None)
         if ended_ns is not None:
             metrics.VOICE_TO_VOICE_SECONDS.observe(max(0, now_ns - ended_ns) / 1e9)
@@ -286,6 +391,7 @@ class Call(Owned):
 
     def _played(self, played: Played) -> None:
         self.signal(played)
+        self._note_reply(played)
         if played.turn >= self._answering:
             self._answering = 0
         self.caller.send_event(
@@ -296,6 +402,8 @@ class Call(Owned):
                 "t_ms": clock.wall_ns() // clock.MS,
             }
         )
+        if not played.interrupted:  # else the caller speaks
+            self._say_next()
 
     def _fall_silent(self, turn: int) -> None:
         played = self._playout.interrupt(turn)
@@ -310,6 +418,11 @@ class Call(Owned):
     def on_signal(self, frame: AnyFrame) -> None:
         if isinstance(frame, Interrupt):
             self._fall_silent(frame.turn)
+        elif isinstance(frame, Say):
+            self._on_say(frame)
+        elif isinstance(frame, Hush):
+            self._to_say.clear()
+            self._silence()
         elif isinstance(frame, Handover):
             stage = frame.stage
             if stage in subjects.STAGES and stage != self.stage:
@@ -332,23 +445,30 @@ class Call(Owned):
             self._event(frame, "voice_started")
         elif isinstance(frame, Transcript):
             self._event(frame, "transcript", text=frame.text, final=frame.final, provider=frame.provider)
+            if frame.final and self.record.request.enable_transcription:
+                self.note("transcript", turn=frame.turn, text=frame.text, provider=frame.provider)
         elif isinstance(frame, TurnEnded):
             if frame.text and "llm" in stages_of(self.config):
                 self._answering = max(self._answering, frame.turn)
                 self._ends_ns[frame.turn] = frame.speech_end_ns
             self._event(frame, "turn_ended", text=frame.text, speech_end_ms=frame.speech_end_ns // clock.MS)
             self.begin_turn()
+            self._say_next()
         elif isinstance(frame, ReplyStarted):
             self._answering = max(self._answering, frame.turn)
+            for turn in [turn for turn in self._chunks if turn < frame.turn - 2]:
+                del self._chunks[turn]  # nobody has heard anything of them
             self._event(frame, "reply_started", provider=frame.provider, model=frame.model)
         elif isinstance(frame, ReplyChunk):
             self._event(frame, "reply", n=frame.n, text=frame.text, filler=frame.filler)
+            self._chunks.setdefault(frame.turn, {})[frame.n] = "" if frame.filler else frame.text
         elif isinstance(frame, ReplyEnded):
             self._event(frame, "reply_ended", reason=frame.reason)
             if not hears(self.config, "transport", "tts") and frame.reason != "interrupted":
                 self._played(Played(turn=frame.turn, n=frame.chunks, ms=0, chunk_ms=0, interrupted=False))
         elif isinstance(frame, StageFailed):
             self._event(frame, "error", stage=frame.stage, code=frame.code, message=frame.message)
+            self.note("error", turn=frame.turn, stage=frame.stage, code=frame.code, message=frame.message)
 
     def _shown(self, stage: Stage) -> bool:
         """Whether the caller sees a stage's text: transcription is enabled, or the flow says so."""
@@ -361,6 +481,7 @@ class Call(Owned):
         self.caller.send_event({"type": kind, "turn": frame.turn, "t_ms": frame.at_ns // clock.MS, **fields})
 
     def _error(self, error: MeshError, stage: Stage) -> None:
+        self.note("error", turn=self._turn, stage=stage, code=error.code, message=str(error))
         self.caller.send_event(
             {
                 "type": "error",
@@ -422,6 +543,8 @@ class Switchboard:
         async with self._joining.setdefault(session, asyncio.Lock()):  # the newer connection is also held later
             call = await self._join(session, caller)
             await self.worker.hold(call)
+        if not isinstance(caller, Guest):  # who is in a room is told by the room
+            call.participant_joined(f"caller-{call.epoch}")
         for owner in list(call.owners.values()):
             if self.worker.fleet.is_dead(owner.worker):  # it died before this call could be told
                 call.on_death(owner.worker)

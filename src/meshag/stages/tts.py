@@ -8,7 +8,7 @@ resume     the former owner is gone: go on after the last sample that it sent
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -17,16 +17,34 @@ import msgspec
 
 from meshag import clock
 from meshag.connectors.contracts import TtsConnector, TtsVoice
-from meshag.connectors.failover import AllFailed, BrokeOff, Candidate, as_failure, connected, relay
+from meshag.connectors.failover import (
+    LEAST_MS_PER_S,
+    AllFailed,
+    BrokeOff,
+    Candidate,
+    as_failure,
+    connected,
+    relay,
+)
 from meshag.errors import ConnectorError, MeshError
-from meshag.frames import AnyFrame, Interrupt, Played, ReplyChunk, ReplyEnded, Speech, SpeechEnded, TextIn, TurnEnded
+from meshag.frames import (
+    AnyFrame,
+    Interrupt,
+    Played,
+    ReplyChunk,
+    ReplyEnded,
+    Say,
+    Speech,
+    SpeechEnded,
+    TextIn,
+    TurnEnded,
+)
 from meshag.observe import metrics
-from meshag.stages.levels import AsItIs, Fit, Levels
+from meshag.sessions import usage
+from meshag.sessions.config import hears
+from meshag.stages.levels import AsItIs, Fit, Levels, Voice
 from meshag.stages.owned import Owned
 from meshag.turns.sentences import Chunker, speakable
-
-LEAST_MS_PER_S = 300.0
-"""A vendor's voice that speaks less in a second is out of order: the caller hears 1,000."""
 
 LEAD_MS = 3_000
 """How far the audio sent may run ahead of the caller's ear: what is left to hear when this worker dies."""
@@ -44,7 +62,7 @@ class Chunk:
     take: int = 0
     """How many voices have begun it before."""
     provider: str = ""
-    """Whose voice the former owner's was."""
+    """Whose voice the former owner's was in this turn."""
 
 
 class TtsSession(Owned):
@@ -65,6 +83,8 @@ class TtsSession(Owned):
         self._asked: list[Candidate[TtsConnector]] = []
         """Whose voices this turn may be spoken with, the present one first."""
         self._heard_until_ns = 0
+        self._used: Counter[str] = Counter()
+        """What this turn has cost."""
 
     @property
     def quiet(self) -> bool:
@@ -99,7 +119,9 @@ class TtsSession(Owned):
             return [Chunk(frame.turn, frame.n, frame.text)]
         if isinstance(frame, ReplyEnded):
             return [Chunk(frame.turn, frame.chunks, None)]
-        if isinstance(frame, (TextIn, TurnEnded)) and frame.text:  # an announcement, or what the caller said, repeated
+        if isinstance(frame, Say) and hears(self.config, "tts", "llm"):
+            return []  # it says it
+        if isinstance(frame, (TextIn, TurnEnded, Say)) and frame.text:  # announced, or the caller's own words
             chunker = Chunker()
             texts = [*chunker.push(frame.text), *chunker.flush()]
             return [*(Chunk(frame.turn, n, text) for n, text in enumerate(texts)), Chunk(frame.turn, len(texts), None)]
@@ -112,6 +134,12 @@ class TtsSession(Owned):
             if self._now is not None and self._now.turn <= self._silenced and self._speaking is not None:
                 self._speaking.cancel()
             self._heard_until_ns = 0
+            if self._turn <= self._silenced:
+                self._count()
+
+    def _count(self) -> None:
+        used, self._used = self._used, Counter()
+        self.tally(self._turn, used)
 
     # -- saying it ----------------------------------------------------------------------------------------------------
 
@@ -133,14 +161,25 @@ class TtsSession(Owned):
 
     async def _do(self, chunk: Chunk) -> None:
         if chunk.turn > self._turn:
+            self._count()
             self._turn = chunk.turn
             self.begin_turn()
             self._asked = self.able(TtsConnector)  # type: ignore[type-abstract]
         if chunk.text is None:
-            await self.say_now(SpeechEnded(turn=chunk.turn, n=chunk.n, samples=0, last=True))
+            own_mb = self._own_mb()
+            await self.say_now(SpeechEnded(turn=chunk.turn, n=chunk.n, samples=0, last=True, own_mb=own_mb))
+            self._count()
             return
         samples = await self._speak_chunk(chunk)
-        await self.say_now(SpeechEnded(turn=chunk.turn, n=chunk.n, samples=samples, last=False))
+        ended = SpeechEnded(
+            turn=chunk.turn,
+            n=chunk.n,
+            samples=samples,
+            last=False,
+            provider=self._asked[0].name if samples else "",
+            own_mb=self._own_mb(),
+        )
+        await self.say_now(ended)
 
     async def _speak_chunk(self, chunk: Chunk) -> int:
         """The chunk by the first voice that speaks all of it. One that breaks off is replaced from the chunk's start.
@@ -154,7 +193,7 @@ class TtsSession(Owned):
         if chunk.provider and chunk.provider != self._asked[0].name:  # as the former owner spoke, if that can be
             same = [one for one in self._asked if one.name == chunk.provider]
             self._asked = [*same, *(one for one in self._asked if one.name != chunk.provider)]
-            if not same:
+            if chunk.skip and not same:
                 chunk = replace(chunk, skip=0, take=chunk.take + 1)
         while True:
             try:
@@ -187,6 +226,7 @@ class TtsSession(Owned):
                     speaking = candidate
                     waited = (clock.monotonic_ns() - started_ns) / 1e9
                     metrics.FIRST_ITEM_SECONDS.labels("tts", candidate.name).observe(waited)
+                    self._used[usage.characters(candidate.name)] += len(text)
                     if chunk.skip and candidate.name != chunk.provider:  # another voice: from the chunk's start
                         chunk = replace(chunk, skip=0, take=chunk.take + 1)
                     fit = self._fit(candidate, rate_hz)
@@ -203,6 +243,7 @@ class TtsSession(Owned):
                         text=first_text or "",
                         take=chunk.take,
                         provider=candidate.name,
+                        own_mb=self._own_mb(),
                     )
                     await self.say_now(frame)
                     first_text = ""
@@ -218,10 +259,15 @@ class TtsSession(Owned):
         chosen = self.config.connectors.tts
         if not chosen.fallback:
             return AsItIs()
-        voice, own = (
-            (name, msgspec.json.encode(chosen.config.get(name, {}))) for name in (candidate.name, chosen.primary)
-        )
-        return self._levels.fit(voice, own, rate_hz)
+        return self._levels.fit(self._as_configured(candidate.name), self._as_configured(chosen.primary), rate_hz)
+
+    def _as_configured(self, provider: str) -> Voice:
+        return provider, msgspec.json.encode(self.config.connectors.tts.config.get(provider, {}))
+
+    def _own_mb(self) -> int:
+        """How loud the session's own voice is: in every frame, for who takes over and has never heard it."""
+        level_db = self._levels.level_db(self._as_configured(self.config.connectors.tts.primary))
+        return 0 if level_db is None else round(level_db * 100)
 
     async def _pieces(self, candidate: Candidate[TtsConnector], text: str) -> AsyncIterator[tuple[int, bytes]]:
         """A voice's sample rate and audio, piece by piece."""
@@ -270,6 +316,8 @@ class TtsSession(Owned):
 
     async def resume(self) -> None:
         said = await self.journal.last(self._output_subject)
+        if isinstance(said, (Speech, SpeechEnded)) and said.own_mb:
+            self._levels.told(self._as_configured(self.config.connectors.tts.primary), said.own_mb / 100)
         over = 0
         for frame in await self._control.history():
             self.on_signal(frame)
@@ -292,9 +340,10 @@ def _left(chunk: Chunk, said: AnyFrame | None) -> Chunk | None:
         return chunk
     if chunk.turn < said.turn:
         return None
+    chunk = replace(chunk, provider=said.provider)
     if isinstance(said, SpeechEnded):
         return chunk if not said.last and chunk.n > said.n else None
     if chunk.n == said.n and chunk.text is not None:
         skip = said.offset + len(said.pcm) // 2
-        return replace(chunk, skip=skip, take=said.take, provider=said.provider)
+        return replace(chunk, skip=skip, take=said.take)
     return chunk if chunk.n > said.n else None

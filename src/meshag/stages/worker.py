@@ -85,7 +85,7 @@ class Worker:
         self.store = await SessionStore.connect(
             self.settings.valkey_url, allow_volatile=self.settings.allow_volatile_valkey
         )
-        self.bus = await Bus.connect(self.settings.nats_url, name=name)
+        self.bus = await Bus.connect(self.settings.nats_url, name=name, replicas=self.settings.nats_replicas)
         self.acknowledged = Acknowledged(self.bus)
         await self.acknowledged.start()
         self.events = Events(self.acknowledged)
@@ -157,7 +157,7 @@ class Worker:
             await self._publish_presence(leaving=True)
             for owned in list(self.owned.values()):
                 await self.part(owned)
-        for part in ("tools", "breakers", "fleet", "acknowledged"):
+        for part in ("tools", "breakers", "fleet", "events", "acknowledged"):
             if hasattr(self, part):
                 await getattr(self, part).aclose()
         if hasattr(self, "bus"):

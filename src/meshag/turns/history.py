@@ -34,6 +34,18 @@ class Exchange(msgspec.Struct, frozen=True):
     at_ns: int = 0
     """Unix time at which the turn was over, nanoseconds."""
 
+    user_start_ns: int = 0
+    """Unix time at which the caller began to speak, nanoseconds; 0: not known, or nothing was said."""
+
+    user_end_ns: int = 0
+    """When the caller had finished."""
+
+    reply_start_ns: int = 0
+    """When the first of the answer left for the caller."""
+
+    reply_end_ns: int = 0
+    """When the caller had heard the answer, or as much of it as was heard."""
+
 
 _decoder = msgspec.json.Decoder(Exchange)
 
