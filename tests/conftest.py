@@ -24,8 +24,13 @@ _MARK = f"MESHAG_TEST_RUN={_RUN}".encode()
 
 
 def pytest_configure() -> None:
-    """Mark our descendants: the environment is inherited, also by those that leave our process tree."""
+    """Mark our descendants: the environment is inherited, also by those that leave our process tree.
+
+    A shell lets what a script starts with `&` ignore SIGINT, and so would all that the tests start.
+    """
     os.environ["MESHAG_TEST_RUN"] = _RUN
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -335,7 +335,10 @@ async def test_no_server_is_an_error_that_says_what_to_do_and_no_secret():
 
 
 class Traffic:
-    """A producer of words and one of audio on one connection, a listener on another."""
+    """A producer of words and one of audio on one connection, a listener on another.
+
+    Audio flows at its own pace: what an outlet keeps to send again is counted in frames of 20 ms.
+    """
 
     def __init__(self) -> None:
         self.session = new_session_id()
@@ -343,7 +346,7 @@ class Traffic:
         self.audio: list[AnyFrame] = []
         self.heard_at: list[float] = []
         self.sent = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
 
     async def start(self, url: str) -> None:
         self.speaker = await Bus.connect(url, name="speaker")
@@ -360,23 +363,23 @@ class Traffic:
             await inlet.open(hold=True)
             await inlet.start_live()
             inlet.replay([])
-        self._tasks = [asyncio.create_task(self._talk())]
+        self._talking = asyncio.create_task(self._talk())
 
     def _hear(self, frame: AnyFrame) -> None:
         self.audio.append(frame)
         self.heard_at.append(clock.monotonic_s())
 
     async def _talk(self) -> None:
-        while True:
+        while not self._stopping:
             await self.text_out.send(TextIn(text=str(self.sent)))
             await self.audio_out.send(AudioIn(pcm=bytes(640)))
             self.sent += 1
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
         """No more is said; all that was said has been heard."""
-        for task in self._tasks:
-            task.cancel()
+        self._stopping = True  # not cancelled: that could be between a word and its audio
+        await self._talking
         await until(lambda: self.turns.waiting == 0)
         await until(lambda: len(self.words) >= self.sent and len(self.audio) >= self.sent)
         for inlet in self.inlets:

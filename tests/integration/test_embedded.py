@@ -5,12 +5,17 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import stat
+import subprocess
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nats
 import nats.errors
@@ -21,6 +26,7 @@ from nats.aio.subscription import Subscription
 from meshag.embedded import server as server_module
 from meshag.embedded.child import Child, Way
 from meshag.embedded.ports import choose_port, free_port, is_free, port_owner_hint
+from meshag.embedded.scratch import Scratch, remove_left
 from meshag.embedded.server import find_binary
 from meshag.embedded.servers import EmbeddedServers, NatsServer, ValkeyServer
 from meshag.errors import MeshError
@@ -140,6 +146,18 @@ class TestChild:
         children[0].kill()
 
     @each_way
+    def test_it_hears_sigint_even_where_we_ignore_it(self, way: Way):
+        """A shell lets what a script starts with `&` ignore it."""
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            child = Child.start(["sleep", "60"], name="child", way=way)
+        finally:
+            signal.signal(signal.SIGINT, former)
+        child.send(signal.SIGINT)
+        assert child.wait(5) == -signal.SIGINT
+        child.kill()
+
+    @each_way
     def test_a_broken_pipe_ends_the_command_as_usual(self, way: Way, tmp_path: Path):
         """Python ignores SIGPIPE; a command started through it must not inherit that."""
         child = Child.start(["sh", "-c", "kill -PIPE $$; echo survived"], name="c", log_path=tmp_path / "log", way=way)
@@ -171,7 +189,81 @@ class TestPorts:
         assert is_free(*address)
 
 
+_SCRATCH_OWNER = """
+import sys
+from meshag.embedded.scratch import Scratch
+scratch = Scratch()
+(scratch.subdir("logs") / "one").write_text("so")
+print(scratch.path, flush=True)
+sys.stdin.read()
+"""
+
+
+class TestScratch:
+    @pytest.fixture(autouse=True)
+    def _own_temporary_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def test_it_is_private_and_removed_with_what_is_in_it(self, tmp_path: Path):
+        scratch = Scratch()
+        assert stat.S_IMODE(scratch.path.stat().st_mode) == 0o700
+        (scratch.subdir("logs") / "one").write_text("so")
+        scratch.remove()
+        scratch.remove()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_dead_ones_is_removed_by_the_next_and_a_living_ones_stays(self, tmp_path: Path):
+        argv = [sys.executable, "-c", _SCRATCH_OWNER]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+            assert owner.stdout is not None
+            path = Path(owner.stdout.readline().strip())
+            assert path.parent == tmp_path
+            mine = Scratch()
+            assert path.exists()
+            owner.kill()
+            owner.wait()
+            remove_left()
+        assert not path.exists()
+        assert mine.path.exists()
+        mine.remove()
+
+    def test_what_is_not_ours_is_left_alone(self, tmp_path: Path):
+        kept = tmp_path / "meshag-data", tmp_path / "elsewhere"
+        for path in kept:
+            path.mkdir()
+            (path / "lock").touch()
+        (kept[1] / "owner.lock").touch()
+        (tmp_path / "meshag-link").symlink_to(kept[1])
+        (tmp_path / "meshag-file").touch()
+        remove_left()
+        assert all((path / "lock").exists() for path in kept)
+
+
 class TestBoth:
+    def test_what_its_waiting_raises_ends_the_start_and_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        started: list[Child] = []
+        start = Child.start
+
+        def spy(*args: Any, **options: Any) -> Child:
+            started.append(start(*args, **options))
+            return started[-1]
+
+        def pause(seconds: float) -> None:
+            if len(started) == 2:
+                raise KeyboardInterrupt
+            time.sleep(seconds)
+
+        monkeypatch.setattr(Child, "start", spy)
+        with pytest.raises(KeyboardInterrupt):
+            EmbeddedServers(preferred_ports=(0, 0), pause=pause).start()
+        assert [child.poll() for child in started][1] == -signal.SIGKILL
+        assert not any(child.poll() is None for child in started)
+        assert list(tmp_path.iterdir()) == []
+
     def test_they_listen_on_this_machine_only(self, servers: EmbeddedServers):
         outside = [info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
         for port in (servers.nats.port, servers.valkey.port):

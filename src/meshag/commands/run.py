@@ -6,7 +6,7 @@ import signal
 import sys
 
 from meshag.commands import demo, up
-from meshag.commands.common import stopping
+from meshag.commands.signals import stopping
 from meshag.embedded.mesh import Mesh
 
 
@@ -27,9 +27,9 @@ def run(args: argparse.Namespace) -> int:
     script = demo.prepare(args)
     stays = args.stay or sys.stdout.isatty()
     status = None
+    mesh = up.prepare(args)
     with stopping() as signals:
         try:
-            mesh = up.prepare(args)
             with up.started(mesh, signals):
                 show = demo.Show()
                 status = asyncio.run(_demonstrate(mesh, script, show, signals))

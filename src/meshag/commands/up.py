@@ -1,6 +1,7 @@
 """`meshag up`: the whole mesh on this machine."""
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from meshag import clock
-from meshag.commands.common import add_port_base, settings_from, stopping
+from meshag.commands.common import add_port_base, settings_from
+from meshag.commands.signals import STOP_BOUND_S, end_at_once, handled, stopping
 from meshag.embedded.mesh import DEFAULT_WORKERS, Mesh, Service
 from meshag.errors import ConfigError, ModelError
 from meshag.settings import Settings
@@ -24,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `meshag up`."""
     add_mesh_arguments(parser)
     parser.epilog = (
-        "NATS_URL and VALKEY_URL, where set, take the place of the embedded servers.\n\n"
+        "NATS_URL and VALKEY_URL, where set, take the place of the embedded servers.\n"
+        f"Ctrl-C or SIGTERM stops all of it, after {STOP_BOUND_S:.0f} s at the latest; a second Ctrl-C kills it.\n\n"
         "examples:\n  meshag up\n  meshag up --port-base 9081 --workers llm=1 --data-dir ./data"
     )
 
@@ -44,9 +47,9 @@ def add_mesh_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Start everything, tend it, stop it on a signal."""
     is_up = False
+    mesh = prepare(args)
     with stopping() as signals:
         try:
-            mesh = prepare(args)
             with started(mesh, signals):
                 is_up = True
                 begin_spares(mesh)
@@ -68,13 +71,14 @@ def prepare(args: argparse.Namespace) -> Mesh:
 
 def pull(settings: Settings) -> None:
     """Fetch the local models that are missing. Raises ModelError."""
-    from meshag.models import catalogue, store
-    from meshag.models.progress import Meter
-    from meshag.models.pull import pull_default
+    with handled(end_at_once):
+        from meshag.models import catalogue, store
+        from meshag.models.progress import Meter
+        from meshag.models.pull import pull_default
 
-    wanted = (catalogue.DEFAULT_VAD, catalogue.DEFAULT_STT, catalogue.DEFAULT_LLM)
-    if all(store.is_present(catalogue.find(name), settings.cache_dir) for name in wanted):
-        return
+        wanted = (catalogue.DEFAULT_VAD, catalogue.DEFAULT_STT, catalogue.DEFAULT_LLM)
+        if all(store.is_present(catalogue.find(name), settings.cache_dir) for name in wanted):
+            return
     if missing := [name for name in ENGINES if not find_spec(name)]:
         print(f"No local models: {', '.join(missing)} not installed. Get them with: pip install 'meshag[local]'")
         return
@@ -85,24 +89,24 @@ def pull(settings: Settings) -> None:
 
 
 class started:  # noqa: N801 - reads as a statement
-    """`with started(mesh, signals)`: servers and the first worker of each stage run and are ready; at the end none."""
+    """`with started(mesh, signals)`: servers and the first worker of each stage run and are ready; at the end none.
+
+    A signal ends whatever the mesh waits for, by KeyboardInterrupt.
+    """
 
     def __init__(self, mesh: Mesh, signals: stopping) -> None:
-        self._mesh, self._signals = mesh, signals
+        self._mesh = mesh
+        mesh.pause, signals.kill = signals.pause, mesh.kill
 
     def __enter__(self) -> Mesh:
         try:
             _begin(self._mesh)
         except BaseException:
-            self._stop()
+            self._mesh.stop()
             raise
         return self._mesh
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        self._signals.hold()
         self._mesh.stop()
 
 
@@ -113,6 +117,8 @@ def _begin(mesh: Mesh) -> None:
     mesh.start(spares=False)
     mesh.wait_ready(lambda service: _say_ready(service, began_s))
     print(f"\nThe mesh is up: {shown(mesh.url)}", flush=True)
+    if Settings(one_machine=True).keys_required:
+        _say_key(mesh)
     for stage, verb in SAYS.items():
         providers = mesh.providers(stage)  # type: ignore[arg-type]
         able = [f"{name} ({found['detail']})" if found["detail"] else name for name, found in providers.items()]
@@ -123,6 +129,15 @@ def _begin(mesh: Mesh) -> None:
             why = "; ".join(f"{name}: {found['detail']}" for name, found in providers.items()) or "none is installed"
             print(f"  {stage} {verb:<8} NOTHING, so sessions are refused. {why}")
     print("  A stronger model: docs/models.md", flush=True)
+
+
+def _say_key(mesh: Mesh) -> None:
+    """Make and show the first API key of a mesh that wants one: nobody else knows the address of its Valkey."""
+    from meshag.commands.key import first_key
+
+    if key := first_key(mesh):
+        print(f"  API key: {key}\n    shown this once, see docs/access.md", flush=True)
+        os.environ.setdefault("MESHAG_API_KEY", key)  # for the demonstration
 
 
 def begin_spares(mesh: Mesh) -> None:
@@ -147,7 +162,7 @@ def tend(mesh: Mesh, say: Callable[[str], object]) -> None:
     """Restart what dies until KeyboardInterrupt."""
     while True:
         tend_once(mesh, say)
-        clock.sleep_s(0.1)
+        mesh.pause(0.1)
 
 
 def tend_once(mesh: Mesh, say: Callable[[str], object]) -> None:

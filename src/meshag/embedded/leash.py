@@ -28,7 +28,8 @@ def bind(parent: int, status: int, argv: list[str]) -> int:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel knew
         return 1
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and what is ignored stays so over exec
+    # Python ignores the first two, and a shell the third for what a script runs with `&`: over exec that would stay.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     os.set_inheritable(status, False)  # the other end reads the end of the file when exec has worked
     try:
@@ -40,6 +41,16 @@ def bind(parent: int, status: int, argv: list[str]) -> int:
 
 def watch(parent: int, status: int | None, argv: list[str]) -> int:
     """Run `argv` and kill it when stdin ends, holds anything, or `parent` is no longer our parent."""
+    children: list[subprocess.Popen[bytes]] = []
+    came: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        for one in children:
+            one.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, pass_on)  # also so that the command does not inherit one that is ignored
     try:
         child = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     except OSError as error:
@@ -48,8 +59,9 @@ def watch(parent: int, status: int | None, argv: list[str]) -> int:
         os.write(status, b"error %d" % (error.errno or 0))
         return 1
 
-    def pass_on(number: int, _: FrameType | None) -> None:
-        child.send_signal(number)
+    children.append(child)
+    for early in tuple(came):
+        child.send_signal(early)
 
     def guard() -> None:
         # A process that our parent forked may hold the pipe open, so the end of the pipe is not the only sign.
@@ -57,8 +69,6 @@ def watch(parent: int, status: int | None, argv: list[str]) -> int:
             pass
         child.kill()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, pass_on)
     if status is not None:
         os.write(status, b"pid %d" % child.pid)
         os.close(status)

@@ -5,7 +5,6 @@ import importlib.util
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import msgspec
 from meshag import clock
 from meshag.embedded.child import Child
 from meshag.embedded.ports import is_free, port_owner_hint
+from meshag.embedded.scratch import Scratch
 from meshag.embedded.servers import EmbeddedServers, NatsServer, ValkeyServer
 from meshag.errors import MeshError
 from meshag.settings import Settings, default_cache_dir
@@ -34,6 +34,7 @@ POLL_S = 0.1
 """How often services that are not ready are asked: each answer takes time from the loading that it asks about."""
 
 STOP_S = 4.0
+"""How long a service may take to end before it is killed."""
 
 RESTART_AFTER_S = 0.5
 MOST_RESTART_AFTER_S = 15.0
@@ -87,10 +88,12 @@ class Mesh:
         self._extra_env = dict(env or {})
         self._given = servers
         self._servers: EmbeddedServers | None = None
-        self._logs: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         self._env: dict[str, str] = {}
         self.preferred_ports = (NatsServer.default_port, ValkeyServer.default_port)
         """Where the embedded servers listen when these are free; 0: anywhere."""
+        self.pause: Callable[[float], object] = clock.sleep_s
+        """How it waits, seconds. What this raises ends the start, or the tending."""
         self.services: list[Service] = []
         self.restarts = 0
         """Services that died and were started again."""
@@ -108,9 +111,9 @@ class Mesh:
     @property
     def log_dir(self) -> Path:
         """Where the services' logs are."""
-        if self._logs is None:
+        if self._scratch is None:
             raise MeshError("the mesh is not started", code="not_started")
-        return Path(self._logs.name)
+        return self._scratch.subdir("logs")
 
     def start(self, *, spares: bool = True) -> None:
         """Start servers and services. Raises MeshError, naming the port that is taken or the server that is missing.
@@ -118,7 +121,7 @@ class Mesh:
         `spares`: False: only the first worker of each stage, which is ready sooner; then `start_spares`.
         """
         self._check_ports()
-        self._logs = tempfile.TemporaryDirectory(prefix="meshag-logs-")
+        self._scratch = Scratch()
         self._env = self._surroundings()
         self._find_servers()
         self._launch_range(0, 1)
@@ -134,6 +137,7 @@ class Mesh:
             for stage in START_ORDER:
                 if index < self._workers[stage]:
                     self.services.append(self._launch(stage, index))
+                    self.pause(0)
 
     def wait_ready(self, on_ready: Callable[[Service], None] = lambda service: None) -> None:
         """Return when every started service is ready; `on_ready` is called for each that was not yet.
@@ -151,6 +155,7 @@ class Mesh:
                 if self.is_ready(service):
                     waiting.remove(service)
                     on_ready(service)
+                self.pause(0)
             if waiting and clock.monotonic_s() > deadline_s:
                 names = ", ".join(service.name for service in waiting)
                 raise MeshError(
@@ -158,7 +163,7 @@ class Mesh:
                     f"{self.last_words(waiting[0])}",
                     code="service_failed",
                 )
-            clock.sleep_s(POLL_S if waiting else 0)
+            self.pause(POLL_S if waiting else 0)
 
     def is_ready(self, service: Service) -> bool:
         """Whether the service takes work and, for transport, knows every started worker of every stage."""
@@ -216,15 +221,27 @@ class Mesh:
             service.child.send(signal.SIGCONT)
         deadline_s = clock.monotonic_s() + STOP_S
         for service in self.services:
-            service.child.wait(max(0.05, deadline_s - clock.monotonic_s()))
+            service.child.wait(max(0.0, deadline_s - clock.monotonic_s()))
+        for service in self.services:
+            service.child.send(signal.SIGKILL)
+        for service in self.services:
             service.child.kill()
         self.services.clear()
         if self._servers is not None:
             self._servers.stop()
             self._servers = None
-        if self._logs is not None:
-            self._logs.cleanup()
-            self._logs = None
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
+
+    def kill(self) -> None:
+        """SIGKILL services and servers, wait for none; for a process that ends itself now."""
+        for service in self.services:
+            service.child.send(signal.SIGKILL)
+        if self._servers is not None:
+            self._servers.kill()
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def last_words(self, service: Service) -> str:
         """Why it ended, in its own words: what it said to a person, else the end of its log."""
@@ -236,9 +253,12 @@ class Mesh:
 
     def _surroundings(self) -> dict[str, str]:
         """The environment of the services."""
+        assert self._scratch is not None
         env = {**os.environ, **self._extra_env}
+        env["TMPDIR"] = str(self._scratch.subdir("tmp"))  # what a killed service leaves goes with the rest
         env["MESHAG_PORT_BASE"] = str(self._settings.port_base)
         env["MESHAG_HOST"] = self._settings.host
+        env["MESHAG_ONE_MACHINE"] = "1"
         env.setdefault("MESHAG_LOG_FORMAT", "json")
         if env.get("PYTHONDONTWRITEBYTECODE") and "PYTHONPYCACHEPREFIX" not in env and not _compiled("aiohttp"):
             # Each process would compile all of its imports, at every start. What is compiled goes where no source is.
@@ -250,7 +270,10 @@ class Mesh:
         """The servers given, else those of the settings, else embedded ones; an address that is set is kept."""
         named = self._settings.model_fields_set
         if self._given is None and not named >= {"nats_url", "valkey_url"}:
-            self._servers = EmbeddedServers(self._data_dir, preferred_ports=self.preferred_ports).start()
+            self._servers = EmbeddedServers(
+                self._data_dir, preferred_ports=self.preferred_ports, pause=lambda seconds: self.pause(seconds)
+            )
+            self._servers.start()
         servers = self.servers
         for name in ("nats_url", "valkey_url"):
             own = servers is None or (self._given is None and name in named)

