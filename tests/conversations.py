@@ -17,8 +17,11 @@ from standins import eventually
 from vendors.town import DOCUMENTED, Town
 
 RECORDINGS = ROOT / "tests" / "data" / "speech"
-UTTERANCE = read_wav(RECORDINGS / "asterisk_en_pls-hold-while-try.wav")[0][: 2 * RATE_HZ * 12 // 10]
-"""1.2 s of somebody speaking."""
+UTTERANCE = read_wav(RECORDINGS / "asterisk_en_pls-hold-while-try.wav")[0][: 2 * RATE_HZ * 7 // 10]
+"""0.7 s of somebody speaking."""
+
+QUICK = {"end_silence_ms": 300}
+"""A session's `turns`: no pause of this caller is longer, so that nobody need wait for a longer one."""
 
 OUT_HZ = 24_000
 ONE_EACH = {"stt": 1, "llm": 1, "tts": 1}
@@ -93,7 +96,7 @@ class Conversation:
         """Ask, and hear the answer out. Returns the events of the turn."""
         self.turn += 1
         self.town.hear(question or f"Where is my order number {self.turn}?")
-        self.town.answer(answer or f"Order {self.turn} is on its way.")
+        self.town.answer(answer or f"Order {self.turn} left.")
         heard_before = len(self.caller.audio)
         speaking = asyncio.create_task(self.speak(pcm))
         try:
@@ -112,7 +115,7 @@ class Conversation:
 
     def check(self, turn: list[dict[str, Any]]) -> dict[str, str]:
         """The turn was heard, answered and spoken, and nobody had to apologise. Returns who served stt and llm."""
-        question, answer = f"Where is my order number {self.turn}?", f"Order {self.turn} is on its way."
+        question, answer = f"Where is my order number {self.turn}?", f"Order {self.turn} left."
         assert [event["text"] for event in turn if event["type"] == "turn_ended"] == [question]
         assert [event for event in turn if event["type"] == "error"] == []
         assert self.caller.reply(self.turn).strip() == answer

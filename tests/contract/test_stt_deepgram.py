@@ -1,16 +1,20 @@
 """Speech to text by Deepgram, against a stand-in that speaks its two protocols."""
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
 from meshag.connectors import deepgram_listen, stt_socket
-from meshag.connectors.contracts import Deadlines, Heard
+from meshag.connectors.contracts import Deadlines, Heard, SttStream
+from meshag.connectors.deepgram_flux import FluxStream
+from meshag.connectors.deepgram_nova import NovaStream
 from meshag.connectors.failover import connected
 from meshag.connectors.stt.deepgram import DeepgramStt, DeepgramSttOptions
 from meshag.errors import (
@@ -24,6 +28,8 @@ from meshag.errors import (
 from vendors.deepgram import DeepgramStandIn
 from vendors.fuzz import EXAMPLES
 from vendors.listening import (
+    FAULTS,
+    SILENCES,
     WsBabbler,
     endures,
     failure_of,
@@ -110,8 +116,20 @@ class TestOptions:
 class TestAvailability:
     def test_what_is_missing_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert made(monkeypatch, "https://api.deepgram.com", "").availability().detail == "set DEEPGRAM_API_KEY"
-        assert "DEEPGRAM_BASE_URL" in made(monkeypatch, "api.deepgram.com").availability().detail
-        assert made(monkeypatch, "wss://api.deepgram.com").availability().available
+
+    @pytest.mark.parametrize(
+        "url", ["api.deepgram.com", "ftp://x", "", "wss://", "ws://[::1", "https://a:b", "wsx://a"]
+    )
+    def test_a_broken_address_is_named(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+        found = made(monkeypatch, url).availability()
+        assert not found.available
+        assert "DEEPGRAM_BASE_URL" in found.detail
+
+    @pytest.mark.parametrize("scheme", ["http", "https", "ws", "wss"])
+    def test_both_kinds_of_address_will_do(self, monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
+        found = made(monkeypatch, f"{scheme}://api.deepgram.com").availability()
+        assert found.available
+        assert KEY not in found.detail
 
 
 class TestWire:
@@ -177,6 +195,16 @@ class TestHearing:
                 feed(stream, speak(words, tail_ms=rng.randrange(100, 800)), rng.choice((333, 640, 5_001)))
                 stream.finish()
             assert [text.split() for text in await finals(stream, 5)] == said
+
+    @BOTH
+    async def test_half_a_sample_at_the_end_does_not_shift_what_follows(
+        self, connector: DeepgramStt, options: dict[str, Any]
+    ) -> None:
+        async with opened(connector, **options) as stream:
+            for words in ("alpha bravo", "charlie"):
+                feed(stream, speak(words) + b"\x01")
+                stream.finish()
+                assert await finals(stream) == [words]
 
     @BOTH
     async def test_interims_grow_to_the_final(self, connector: DeepgramStt, options: dict[str, Any]) -> None:
@@ -272,6 +300,125 @@ class TestHearing:
         assert [heard async for heard in stream.heard() if heard.final] == []
 
 
+def result(stream: NovaStream, text: str, start: float, end: float, **more: bool) -> None:
+    """What nova heard between two places in the audio, s."""
+    channel = {"alternatives": [{"transcript": text}]}
+    message = {"type": "Results", "start": start, "duration": end - start, "channel": channel, **more}
+    stream.take(json.dumps(message))
+
+
+async def next_of(stream: SttStream, count: int) -> list[Heard]:
+    """What is heard next."""
+    heard = aiter(stream.heard())
+    async with asyncio.timeout(5):
+        return [await anext(heard) for _ in range(count)]
+
+
+def turn_info(stream: FluxStream, event: str, text: str, end: float, **more: str) -> None:
+    """What Flux says of the turn up to a place in the audio, s."""
+    message = {"type": "TurnInfo", "event": event, "transcript": text, "audio_window_end": end, **more}
+    stream.take(json.dumps(message))
+
+
+class TestPlaces:
+    """Deepgram says where in the audio it heard what. These streams have no socket, what they send waits."""
+
+    @pytest.fixture
+    def nova(self) -> NovaStream:
+        return NovaStream(cast("Any", None), turns=False)
+
+    async def test_what_comes_late_is_no_part_of_the_next_utterance(self, nova: NovaStream) -> None:
+        feed(nova, SILENCE_1_S)
+        nova.finish()
+        result(nova, "alpha", 0.0, 1.0, is_final=True, from_finalize=True)
+        feed(nova, SILENCE_1_S)
+        result(nova, "alpha", 0.0, 1.0, is_final=True)
+        result(nova, "bravo", 1.0, 1.5)
+        assert await next_of(nova, 2) == [Heard("alpha", final=True), Heard("bravo", final=False)]
+
+    async def test_what_was_heard_further_on_settles_what_was_before(self, nova: NovaStream) -> None:
+        feed(nova, SILENCE_1_S)
+        nova.finish()
+        feed(nova, SILENCE_1_S)
+        result(nova, "alpha", 0.0, 1.0, is_final=True)
+        result(nova, "bravo", 1.0, 1.5)
+        assert await next_of(nova, 2) == [Heard("alpha", final=True), Heard("bravo", final=False)]
+
+    async def test_it_is_asked_twice_more_before_it_is_taken_to_have_nothing_to_add(self, nova: NovaStream) -> None:
+        feed(nova, SILENCE_1_S)
+        nova.finish()
+        result(nova, "alpha", 0.0, 1.0, is_final=True)
+        nova.idle(0.25)
+        nova.idle(0.25)
+        result(nova, "bravo", 1.0, 2.0, is_final=True, from_finalize=True)
+        assert await next_of(nova, 1) == [Heard("alpha bravo", final=True)]
+        feed(nova, SILENCE_1_S)
+        nova.finish()
+        result(nova, "charlie", 2.0, 3.0, is_final=True)
+        for _ in range(3):
+            nova.idle(0.25)
+        assert await next_of(nova, 1) == [Heard("charlie", final=True)]
+
+    async def test_words_that_stay_away_end_no_turn_whose_words_are_not_settled(self) -> None:
+        nova = NovaStream(cast("Any", None), turns=True)
+        feed(nova, SILENCE_1_S)
+        stays_away = '{"type":"UtteranceEnd","channel":[0,1],"last_word_end":0.4}'
+        result(nova, "alpha", 0.0, 0.5)
+        nova.take(stays_away)
+        result(nova, "alpha", 0.0, 0.6, is_final=True)
+        nova.take(stays_away)
+        result(nova, "bravo", 0.6, 0.9)
+        assert await next_of(nova, 2) == [Heard("alpha", final=False, ended=True), Heard("bravo", final=False)]
+
+    async def test_a_part_of_ever_more_turns_is_bounded(self) -> None:
+        nova = NovaStream(cast("Any", None), turns=True)
+        feed(nova, SILENCE_1_S)
+        for number in range(150):
+            result(nova, f"w{number}", float(number), number + 1.0, is_final=True)
+        nova.finish()
+        result(nova, "", 150.0, 150.5, is_final=True, from_finalize=True)
+        (final,) = await next_of(nova, 1)
+        assert final == Heard(" ".join(f"w{number}" for number in range(50, 150)), final=True)
+
+    async def test_flux_is_believed_once_it_has_heard_all_that_was_spoken(self) -> None:
+        flux = FluxStream(cast("Any", None), turns=False)
+        feed(flux, b"\x00\x40" * 16_000 + SILENCE_1_S)
+        flux.finish()
+        turn_info(flux, "EndOfTurn", "alpha", 1.2, trigger="manual")
+        assert await next_of(flux, 1) == [Heard("alpha", final=True)]
+
+    async def test_flux_stays_eager_until_the_caller_goes_on(self) -> None:
+        flux = FluxStream(cast("Any", None), turns=True)
+        feed(flux, SILENCE_1_S)
+        seen = []
+        for event in ("Update", "EagerEndOfTurn", "Update", "TurnResumed", "Update"):
+            turn_info(flux, event, "alpha", 0.1 + len(seen) / 10)
+            seen += await next_of(flux, 1)
+        assert [heard.eager for heard in seen] == [False, True, True, False, False]
+
+    async def test_of_interims_that_nobody_fetched_the_last_is_kept(self, nova: NovaStream) -> None:
+        feed(nova, SILENCE_1_S)
+        for text in ("alpha", "alpha bravo", "alpha bravo charlie"):
+            result(nova, text, 0.0, 0.2 * len(text.split()))
+        assert await next_of(nova, 1) == [Heard("alpha bravo charlie", final=False)]
+
+    async def test_flux_that_knows_of_no_turn_has_nothing_to_forget(self) -> None:
+        flux = FluxStream(cast("Any", None), turns=False)
+        feed(flux, SILENCE_1_S)
+        flux.reset()
+        flux.take('{"type":"Warning","code":"FORCE_END_TURN_NO_ACTIVE_TURN"}')
+        feed(flux, SILENCE_1_S)
+        turn_info(flux, "Update", "bravo", 1.5)
+        assert await next_of(flux, 1) == [Heard("bravo", final=False)]
+
+    async def test_an_answer_to_an_earlier_question_settles_nothing(self, nova: NovaStream) -> None:
+        feed(nova, SILENCE_1_S)
+        nova.finish()
+        result(nova, "alpha", 0.0, 0.5, is_final=True, from_finalize=True)
+        result(nova, "bravo", 0.5, 1.0, is_final=True, from_finalize=True)
+        assert await next_of(nova, 1) == [Heard("alpha bravo", final=True)]
+
+
 class TestTurns:
     @TURNS
     async def test_deepgram_ends_the_turns(self, connector: DeepgramStt, options: dict[str, Any]) -> None:
@@ -365,28 +512,15 @@ class TestAwake:
                 await until(stream, lambda heard: False)
 
 
-FAULTS: list[tuple[dict[str, Any], type[ConnectorError], str]] = [
-    ({"status": 400}, ProviderRejected, "provider_rejected"),
-    ({"status": 401}, ProviderRejected, "provider_unauthorized"),
-    ({"status": 402}, ProviderRejected, "provider_unauthorized"),
-    ({"status": 403}, ProviderRejected, "provider_unauthorized"),
-    ({"status": 429}, ProviderLimited, "provider_limited"),
-    ({"status": 500}, ProviderUnavailable, "provider_unavailable"),
-    ({"status": 503}, ProviderUnavailable, "provider_unavailable"),
-    ({"refuse": True}, ProviderUnavailable, "provider_unavailable"),
-    ({"cut_after": 0}, ProviderUnavailable, "provider_unavailable"),
-    ({"cut_after": 2}, ProviderUnavailable, "provider_unavailable"),
-    ({"error_after": 0}, ProviderUnavailable, "provider_unavailable"),
-    ({"error_after": 2}, ProviderUnavailable, "provider_unavailable"),
-    *[
-        ({"garbage": kind}, ProviderGarbage, "provider_garbage")
-        for kind in ("binary", "json", "html", "nan", "types", "long_line", "empty")
-    ],
+BROKEN: list[tuple[dict[str, Any], type[ConnectorError], str]] = [
+    ({how: after}, ProviderUnavailable, "provider_unavailable")
+    for how in ("cut_after", "error_after")
+    for after in (0, 2)
 ]
 
 
 class TestFaults:
-    @pytest.mark.parametrize(("faults", "kind", "code"), FAULTS, ids=lambda value: str(value)[:40])
+    @pytest.mark.parametrize(("faults", "kind", "code"), [*FAULTS, *BROKEN], ids=lambda value: str(value)[:40])
     @BOTH
     async def test_faults_are_told_apart(
         self,
@@ -426,7 +560,34 @@ class TestFaults:
             assert type(await failure_of(connector, speak(SAID), **options)) is kind
             await connector.aclose()
 
-    @pytest.mark.parametrize("faults", [{"mute": True}, {"headers_only": True}, {"silent_after": 0}, {"drip_s": 0.02}])
+    async def test_flux_greets_or_is_not_flux(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with WsBabbler(lambda: ['{"type":"TurnInfo"}']) as babbler:
+            connector = made(monkeypatch, babbler.url)
+            with pytest.raises(ProviderGarbage, match="no greeting"):
+                await connector.open(DeepgramSttOptions(**FLUX))
+            await connector.aclose()
+
+    async def test_a_vendor_that_takes_nothing_is_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Full:
+            async def send_bytes(self, _: bytes) -> None:
+                await asyncio.Event().wait()
+
+            async def receive(self) -> None:
+                await asyncio.Event().wait()
+
+        monkeypatch.setattr(stt_socket, "SEND_S", 0.05)
+        stream = NovaStream(cast("Any", Full()), turns=False)
+        stream.run(AsyncExitStack())
+        feed(stream, SILENCE_1_S)
+        with pytest.raises(ProviderTimeout, match="taken nothing"):
+            await next_of(stream, 1)
+        await stream.aclose()
+
+    def test_of_an_error_only_a_code_is_repeated(self) -> None:
+        assert str(deepgram_listen.stated("NET-0001")).endswith("NET-0001")
+        assert "4111" not in str(deepgram_listen.stated("my card number is 4111"))
+
+    @SILENCES
     @EVERY_WAY
     async def test_silence_yields_nothing(
         self, connector: DeepgramStt, vendor: DeepgramStandIn, options: dict[str, Any], faults: dict[str, Any]
@@ -516,6 +677,7 @@ class TestProbe:
             await asyncio.wait_for(connector.probe(DeepgramSttOptions(**options)), 0.2)
 
 
+@pytest.mark.fuzz
 class TestGarbage:
     @BOTH
     async def test_anything_may_come(self, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:

@@ -1,17 +1,24 @@
 """Speech to text by OpenAI, against a stand-in that speaks its protocol."""
 
 import asyncio
+import io
+import json
 import random
+import struct
+import tracemalloc
+import wave
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 from pydantic import ValidationError
 
+from meshag.connectors import openai_files
 from meshag.connectors.contracts import Deadlines, Heard
 from meshag.connectors.failover import connected
-from meshag.connectors.stt.openai import OpenAiStt, OpenAiSttOptions
+from meshag.connectors.openai_realtime import RealtimeStream, Stated, stated
+from meshag.connectors.stt.openai import OpenAiStt, OpenAiSttOptions, wav
 from meshag.errors import (
     ConnectorError,
     ProviderGarbage,
@@ -22,6 +29,8 @@ from meshag.errors import (
 )
 from vendors.fuzz import EXAMPLES, Babbler, odd_bytes, odd_events, odd_http
 from vendors.listening import (
+    FAULTS,
+    SILENCES,
     WsBabbler,
     endures,
     failure_of,
@@ -98,7 +107,7 @@ class TestAvailability:
         assert made(monkeypatch, "https://api.openai.com", "").availability().detail == "set OPENAI_API_KEY"
         assert not made(monkeypatch, "https://api.openai.com", "").availability().available
 
-    @pytest.mark.parametrize("url", ["api.openai.com", "ftp://x", ""])
+    @pytest.mark.parametrize("url", ["api.openai.com", "ftp://x", "", "https://", "http://[::1", "http://a:b"])
     def test_a_broken_address_is_named(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
         found = made(monkeypatch, url).availability()
         assert not found.available
@@ -188,6 +197,44 @@ class TestHearing:
         assert not [request for request in vendor.requests[:-1] if request["method"] == "POST"]
 
     @EVERY_WAY
+    async def test_a_tenth_of_a_second_is_asked_for(
+        self, connector: OpenAiStt, vendor: OpenAiSttStandIn, options: dict[str, Any]
+    ) -> None:
+        async with opened(connector, **options) as stream:
+            feed(stream, bytes(3_200))
+            stream.finish()
+            assert await finals(stream) == [""]
+        asked = [request for request in vendor.requests if request["method"] == "POST"]
+        commits = [one for socket in vendor.sockets for one in socket["messages"] if "commit" in one.get("type", "")]
+        assert len(asked) + len(commits) == 1
+
+    async def test_an_utterance_without_end_is_refused_and_not_kept(
+        self, connector: OpenAiStt, vendor: OpenAiSttStandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(openai_files, "LONGEST_BYTES", 64_000)
+        async with opened(connector) as stream:
+            pcm = bytes(6_400_000)
+            tracemalloc.start()
+            try:
+                feed(stream, pcm)
+                assert tracemalloc.get_traced_memory()[0] < 1_000_000
+            finally:
+                tracemalloc.stop()
+            stream.finish()
+            with pytest.raises(ProviderRejected):
+                await finals(stream)
+        assert vendor.requests == []
+
+    def test_the_file_is_a_wav(self) -> None:
+        pcm = speak(SAID)
+        made = wav(pcm)
+        with wave.open(io.BytesIO(made)) as file:
+            assert file.getparams()[:4] == (1, 2, 16_000, len(pcm) // 2)
+            assert file.readframes(len(pcm)) == pcm
+        total, bytes_per_s, block = struct.unpack_from("<I", made, 4) + struct.unpack_from("<IH", made, 28)
+        assert (total, bytes_per_s, block) == (len(made) - 8, 32_000, 2)
+
+    @EVERY_WAY
     async def test_reset_forgets(self, connector: OpenAiStt, options: dict[str, Any]) -> None:
         async with opened(connector, **options) as stream:
             feed(stream, speak("bravo charlie"))
@@ -213,6 +260,21 @@ class TestHearing:
                 stream.finish()
                 await finals(stream)
         assert len({request["peer"] for request in vendor.requests}) == 1
+
+
+def told(stream: RealtimeStream, event: str, **more: Any) -> None:
+    """An event about a transcript."""
+    stream.take(json.dumps({"type": f"conversation.item.input_audio_transcription.{event}", **more}))
+
+
+def committed(count: int) -> RealtimeStream:
+    """A stream to which so many utterances were committed as i1, i2 …; it has no socket, what it sends waits."""
+    stream = RealtimeStream(cast("Any", None), live=True)
+    for number in range(count):
+        feed(stream, bytes(6_400))
+        stream.finish()
+        stream.take(json.dumps({"type": "input_audio_buffer.committed", "item_id": f"i{number + 1}"}))
+    return stream
 
 
 class TestSocket:
@@ -259,26 +321,69 @@ class TestSocket:
             found = await until(stream, lambda heard: sum(one.final for one in heard) == 3)
         assert [heard.text for heard in found if heard.final] == ["alpha", "bravo", "charlie"]
 
+    async def test_words_of_a_later_utterance_wait_for_the_earlier_ones_final(self) -> None:
+        stream = committed(2)
+        told(stream, "delta", item_id="i1", delta="alpha")
+        told(stream, "delta", item_id="i2", delta="bravo")
+        assert await anext(aiter(stream.heard())) == Heard("alpha", final=False)
+        told(stream, "delta", item_id="i2", delta=" charlie")
+        told(stream, "completed", item_id="i1", transcript="alpha")
+        assert await anext(aiter(stream.heard())) == Heard("alpha", final=True)
+        told(stream, "delta", item_id="i2", delta=" delta")
+        assert await anext(aiter(stream.heard())) == Heard("bravo charlie delta", final=False)
+
+    async def test_what_was_written_before_a_reset_is_forgotten_and_what_was_committed_is_not(self) -> None:
+        stream = committed(1)
+        told(stream, "delta", item_id="i1", delta="alpha")
+        told(stream, "delta", item_id="i2", delta="bravo")
+        stream.reset()
+        told(stream, "delta", item_id="i1", delta=" hotel")
+        assert await anext(aiter(stream.heard())) == Heard("alpha hotel", final=False)
+        told(stream, "completed", item_id="i1", transcript="alpha hotel")
+        assert await anext(aiter(stream.heard())) == Heard("alpha hotel", final=True)
+        told(stream, "delta", item_id="i2", delta="charlie")
+        assert await anext(aiter(stream.heard())) == Heard("charlie", final=False)
+
+    async def test_a_commit_that_was_empty_is_an_empty_final_and_any_other_error_an_error(self) -> None:
+        stream = committed(2)
+        empty = {"type": "invalid_request_error", "code": "input_audio_buffer_commit_empty", "event_id": "commit_2"}
+        stream.take(json.dumps({"type": "error", "error": empty}))
+        told(stream, "completed", item_id="i1", transcript="alpha")
+        heard = aiter(stream.heard())
+        assert [await anext(heard), await anext(heard)] == [Heard("alpha", final=True), Heard("", final=True)]
+        with pytest.raises(ProviderRejected):
+            stream.take(json.dumps({"type": "error", "error": {**empty, "code": "x"}}))
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            ({"code": "rate_limit_exceeded"}, ProviderLimited),
+            ({"type": "tokens"}, ProviderLimited),
+            ({"code": "invalid_api_key", "type": "invalid_request_error"}, ProviderRejected),
+            ({"code": "session_expired", "type": "invalid_request_error"}, ProviderUnavailable),
+            ({"code": "insufficient_quota"}, ProviderUnavailable),
+            (None, ProviderUnavailable),
+        ],
+    )
+    async def test_a_transcript_that_failed(self, error: dict[str, str] | None, kind: type[ConnectorError]) -> None:
+        with pytest.raises(kind) as failed:
+            told(committed(1), "failed", item_id="i1", error=error)
+        assert type(failed.value) is kind
+
+    async def test_transcripts_without_end_and_without_number_are_bounded(self) -> None:
+        stream = committed(0)
+        for number in range(17):
+            told(stream, "delta", item_id=f"i{number}", delta="alpha")
+        told(stream, "delta", item_id="i0", delta="bravo")
+        assert await anext(aiter(stream.heard())) == Heard("bravo", final=False)
+        stream = committed(1)
+        with pytest.raises(ProviderGarbage):
+            told(stream, "completed", item_id="i1", transcript="x" * 40_000)
+
     async def test_a_session_that_is_refused(self, connector: OpenAiStt) -> None:
         with pytest.raises(ProviderRejected) as caught:
             await connector.open(OpenAiSttOptions(model="whisper-9", realtime=True))
         assert str(caught.value) == "openai: an error invalid_value"
-
-
-FAULTS: list[tuple[dict[str, Any], type[ConnectorError], str]] = [
-    ({"status": 400}, ProviderRejected, "provider_rejected"),
-    ({"status": 401}, ProviderRejected, "provider_unauthorized"),
-    ({"status": 403}, ProviderRejected, "provider_unauthorized"),
-    ({"status": 404}, ProviderRejected, "provider_rejected"),
-    ({"status": 429}, ProviderLimited, "provider_limited"),
-    ({"status": 500}, ProviderUnavailable, "provider_unavailable"),
-    ({"status": 503}, ProviderUnavailable, "provider_unavailable"),
-    ({"refuse": True}, ProviderUnavailable, "provider_unavailable"),
-    *[
-        ({"garbage": kind}, ProviderGarbage, "provider_garbage")
-        for kind in ("binary", "json", "html", "nan", "types", "long_line", "empty")
-    ],
-]
 
 
 class TestFaults:
@@ -308,7 +413,8 @@ class TestFaults:
             faults = dict.fromkeys(faults, 0)
         vendor.faults.set(**faults)
         error = await failure_of(connector, speak(SAID), **options)
-        assert isinstance(error, ProviderUnavailable | ProviderGarbage)
+        told_in_a_file = options is FILE and "error_after" in faults  # with status 200, instead of a transcript
+        assert type(error) is (ProviderGarbage if told_in_a_file else ProviderUnavailable)
 
     async def test_a_quota_is_no_limit(self, connector: OpenAiStt, vendor: OpenAiSttStandIn) -> None:
         vendor.faults.set(status=429, code="insufficient_quota")
@@ -324,9 +430,11 @@ class TestFaults:
             assert isinstance(await failure_of(connector, speak(SAID), **options), ProviderUnavailable)
         await connector.aclose()
 
-    @pytest.mark.parametrize(
-        "faults", [{"mute": True}, {"headers_only": True}, {"silent_after": 0}, {"drip_s": 0.02}], ids=str
-    )
+    def test_of_an_error_only_a_code_is_repeated(self) -> None:
+        assert str(stated(Stated(code="server_error"))).endswith("server_error")
+        assert "4111" not in str(stated(Stated(code="my card number is 4111", type="my key")))
+
+    @SILENCES
     @EVERY_WAY
     async def test_silence_yields_nothing(
         self, connector: OpenAiStt, vendor: OpenAiSttStandIn, options: dict[str, Any], faults: dict[str, Any]
@@ -423,6 +531,7 @@ class TestProbe:
             await connector.probe(OpenAiSttOptions(**options))
 
 
+@pytest.mark.fuzz
 class TestGarbage:
     async def test_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rng = random.Random(7)

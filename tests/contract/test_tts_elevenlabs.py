@@ -2,20 +2,17 @@
 
 import asyncio
 import base64
-import logging
 import random
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
 from meshag.connectors import elevenlabs_socket
-from meshag.connectors.contracts import Deadlines, TtsVoice
-from meshag.connectors.failover import watched
 from meshag.connectors.tts import elevenlabs
 from meshag.connectors.tts.elevenlabs import ElevenLabsOptions, ElevenLabsTts
 from meshag.errors import (
@@ -30,51 +27,63 @@ from vendors import voice as tones
 from vendors.elevenlabs import ElevenLabsStandIn
 from vendors.faults import StandIn
 from vendors.fuzz import EXAMPLES, Babbler, odd_bytes, odd_http, odd_json
+from vendors.tts_contract import (
+    KEY,
+    LONG,
+    PATIENCE_S,
+    SECRET_TEXT,
+    TEXT,
+    Connect,
+    VendorTtsContract,
+    Way,
+    heard,
+    listen,
+    spoken,
+    until,
+)
 
 pytestmark = pytest.mark.contract
 
-KEY = "el-secret-0123456789"
 RACHEL = "21m00Tcm4TlvDq8ikWAM"
-SECRET_TEXT = "My number is five one nine."
-TEXT = "The train to Boston leaves at seven."
-LONG = "This is a sentence of a good many words that takes its time to be spoken to the very end."
 BOTH = pytest.mark.parametrize("transport", ["websocket", "http"])
-SHORT = Deadlines(connect_ms=2_000, first_ms=400, between_ms=400, total_ms=5_000)
 
 
 @pytest.fixture
-async def vendor(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ElevenLabsStandIn]:
+async def vendor() -> AsyncIterator[ElevenLabsStandIn]:
     async with ElevenLabsStandIn(key=KEY) as vendor:
-        monkeypatch.setenv("ELEVENLABS_API_KEY", KEY)
-        monkeypatch.setenv("ELEVENLABS_BASE_URL", vendor.url)
         yield vendor
 
 
 @pytest.fixture
-async def connector(vendor: ElevenLabsStandIn) -> AsyncIterator[ElevenLabsTts]:
-    connector = ElevenLabsTts()
+def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
+    def connected(url: str) -> ElevenLabsTts:
+        monkeypatch.setenv("ELEVENLABS_API_KEY", KEY)
+        monkeypatch.setenv("ELEVENLABS_BASE_URL", url)
+        return ElevenLabsTts()
+
+    return connected
+
+
+@pytest.fixture(params=["websocket", "http"])
+def way(request: pytest.FixtureRequest) -> Way:
+    return {"voice": RACHEL, "transport": request.param}
+
+
+class TestElevenLabs(VendorTtsContract):
+    over_http: ClassVar[Way] = {"voice": RACHEL, "transport": "http"}
+    content_type: ClassVar[str] = "audio/pcm"
+
+
+@pytest.fixture
+async def connector(vendor: ElevenLabsStandIn, connect: Connect) -> AsyncIterator[ElevenLabsTts]:
+    connector = connect(vendor.url)
+    assert isinstance(connector, ElevenLabsTts)
     yield connector
-    await connector.aclose()
     await connector.aclose()
 
 
 def options(**given: Any) -> ElevenLabsOptions:
     return ElevenLabsOptions.model_validate({"voice": RACHEL, **given})
-
-
-async def spoken(voice: TtsVoice, text: str) -> bytes:
-    return b"".join([piece async for piece in watched(voice.speak(text), SHORT, "elevenlabs")])
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait, but not for long."""
-    async with asyncio.timeout(3):
-        while not true():
-            await asyncio.sleep(0.005)
-
-
-def heard(pcm: bytes) -> list[int]:
-    return tones.words_in(pcm, 24_000)
 
 
 def messages(vendor: ElevenLabsStandIn) -> list[Any]:
@@ -122,52 +131,7 @@ class TestOptions:
         assert KEY not in repr(ElevenLabsTts().availability())
 
 
-class TestSpeaking:
-    @BOTH
-    async def test_what_is_said_is_heard(
-        self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts, transport: str
-    ) -> None:
-        voice = await connector.open(options(transport=transport))
-        for text in (TEXT, LONG, TEXT):
-            assert heard(await spoken(voice, text)) == tones.codes(text)
-        assert vendor.texts == [TEXT, LONG, TEXT]
-        await voice.aclose()
-        await voice.aclose()
-
-    @BOTH
-    async def test_pieces_are_whole_samples_of_20_to_200_ms(self, connector: ElevenLabsTts, transport: str) -> None:
-        voice = await connector.open(options(transport=transport))
-        pieces = [piece async for piece in voice.speak(LONG)]
-        assert all(len(piece) % 2 == 0 and len(piece) <= 9_600 for piece in pieces)
-        assert all(len(piece) >= 960 for piece in pieces[:-1])
-        assert len(pieces[0]) <= 4_800
-        assert b"".join(pieces) == tones.say(LONG, 24_000)
-
-    @BOTH
-    async def test_the_first_piece_does_not_wait_for_the_rest(
-        self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts, transport: str
-    ) -> None:
-        voice = await connector.open(options(transport=transport))
-        vendor.faults.set(silent_after=1)
-        async with asyncio.timeout(2), aclosing(voice.speak(LONG)) as speaking:  # type: ignore[type-var]
-            assert await anext(speaking)
-
-    @BOTH
-    @pytest.mark.parametrize("text", ["", " \n", "...", "\x00\x01", "😀"])
-    async def test_nothing_to_say_is_not_asked_for(
-        self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts, transport: str, text: str
-    ) -> None:
-        voice = await connector.open(options(transport=transport))
-        assert await spoken(voice, text) == b""
-        assert vendor.texts == []
-
-    @BOTH
-    async def test_broken_characters_do_no_harm(
-        self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts, transport: str
-    ) -> None:
-        voice = await connector.open(options(transport=transport))
-        assert heard(await spoken(voice, "a\x00b \ud83d c\u2028d")) == tones.codes("a b c d")
-
+class TestWire:
     async def test_options_on_the_websocket(self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts) -> None:
         given = {"model": "eleven_turbo_v2_5", "stability": 0.4, "speed": 1.1, "language": "de", "seed": 7}
         await spoken(await connector.open(options(**given)), TEXT)
@@ -207,17 +171,6 @@ class TestSpeaking:
         voice = await connector.open(options(model="eleven_v3"))
         assert heard(await spoken(voice, TEXT)) == tones.codes(TEXT)
         assert [one["method"] for one in vendor.requests] == ["POST"]
-
-    @BOTH
-    async def test_probe(self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts, transport: str) -> None:
-        await connector.probe(options(transport=transport))
-        assert vendor.texts == ["ok"]
-        vendor.faults.set(status=503)
-        with pytest.raises(ProviderUnavailable):
-            await connector.probe(options(transport=transport))
-        vendor.faults.set(garbage="empty")
-        with pytest.raises(ProviderGarbage):
-            await connector.probe(options(transport=transport))
 
 
 class TestVoices:
@@ -411,33 +364,6 @@ class TestSocket:
             await voice.aclose()
 
 
-FAULTS: list[tuple[dict[str, Any], type[ConnectorError]]] = [
-    ({"status": 500}, ProviderUnavailable),
-    ({"status": 503, "retry_after": "3"}, ProviderUnavailable),
-    ({"status": 429, "retry_after": "7"}, ProviderLimited),
-    ({"status": 401}, ProviderRejected),
-    ({"status": 400}, ProviderRejected),
-    ({"status": 404}, ProviderRejected),
-    ({"status": 302}, ProviderGarbage),
-    ({"refuse": True}, ProviderUnavailable),
-    ({"mute": True}, ProviderTimeout),
-    ({"headers_only": True}, ProviderTimeout),
-    ({"drip_s": 0.02}, ProviderTimeout),
-    ({"slow_s": 1.0}, ProviderTimeout),
-    ({"first_s": 1.0}, ProviderTimeout),
-    ({"silent_after": 0}, ProviderTimeout),
-    ({"silent_after": 2}, ProviderTimeout),
-    ({"garbage": "html"}, ProviderGarbage),
-    ({"garbage": "nan"}, ProviderGarbage),
-    ({"garbage": "types"}, ProviderGarbage),
-    ({"garbage": "long_line"}, ProviderGarbage),
-    ({"cut_after": 0}, ConnectorError),
-    ({"cut_after": 2}, ConnectorError),
-    ({"error_after": 0}, ConnectorError),
-    ({"error_after": 2}, ConnectorError),
-    ({"endless": True}, ProviderTimeout),
-]
-
 SOCKET_FAULTS: list[tuple[dict[str, Any], type[ConnectorError], str]] = [
     ({"garbage": "binary"}, ProviderGarbage, "provider_garbage"),
     ({"garbage": "empty"}, ProviderGarbage, "provider_garbage"),
@@ -453,36 +379,6 @@ SOCKET_FAULTS: list[tuple[dict[str, Any], type[ConnectorError], str]] = [
 
 
 class TestFaults:
-    @BOTH
-    @pytest.mark.parametrize(("faults", "kind"), FAULTS, ids=lambda given: str(given) if given is not None else "")
-    async def test_a_failure_is_told_by_its_kind_and_tells_nothing_else(
-        self,
-        vendor: ElevenLabsStandIn,
-        connector: ElevenLabsTts,
-        transport: str,
-        faults: dict[str, Any],
-        kind: type[ConnectorError],
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        caplog.set_level(logging.DEBUG, "meshag")
-        vendor.faults.set(**faults)
-        limits = Deadlines(first_ms=100, between_ms=100, total_ms=250) if kind is ProviderTimeout else Deadlines()
-
-        async def ask() -> None:
-            voice = await connector.open(options(transport=transport))
-            async for _ in watched(voice.speak(SECRET_TEXT), limits, "elevenlabs"):
-                pass
-
-        with pytest.raises(kind) as failed:
-            await ask()
-        for told in (str(failed.value), repr(failed.value), caplog.text):
-            assert KEY not in told
-            assert "five" not in told
-            assert "Refused" not in told
-        if faults.get("retry_after") == "7":
-            assert isinstance(failed.value, ProviderLimited)
-            assert failed.value.retry_after_s == 7
-
     @pytest.mark.parametrize(("faults", "kind", "code"), SOCKET_FAULTS, ids=lambda given: str(given))
     async def test_what_only_a_socket_can_say(
         self,
@@ -517,19 +413,6 @@ class TestFaults:
         reading = [task for task in asyncio.all_tasks() if "Line" in repr(task.get_coro())]
         assert len(reading) == 1
 
-    @pytest.mark.parametrize("fault", [{"headers_only": True}, {"silent_after": 1}, {"endless": True}])
-    async def test_a_request_is_given_up_at_once(
-        self, vendor: ElevenLabsStandIn, connector: ElevenLabsTts, fault: dict[str, Any]
-    ) -> None:
-        voice = await connector.open(options(transport="http"))
-        vendor.faults.set(**fault)
-        speaking = asyncio.create_task(spoken(voice, LONG))
-        await until(lambda: vendor.listeners == 1)
-        speaking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await speaking
-        await until(lambda: vendor.listeners == 0)
-
 
 class GarbageSocket(StandIn):
     """Answers what it is asked on a WebSocket with the frames that `frames` gives, and hangs up."""
@@ -563,33 +446,9 @@ def good_frames() -> list[Any]:
     ]
 
 
-async def listen(voice: TtsVoice) -> int:
-    """Bytes heard; only ConnectorError may stop it."""
-    total = 0
-    with suppress(ConnectorError):
-        async for piece in voice.speak(TEXT):
-            assert piece
-            assert len(piece) % 2 == 0
-            total += len(piece)
-    return total
-
-
+@pytest.mark.fuzz
 class TestGarbage:
-    async def test_over_http(self, vendor: ElevenLabsStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-        rng = random.Random(11)
-        good = tones.say("One two.", 24_000)[:4_000]
-        async with Babbler(lambda: odd_http(rng, good, "audio/pcm")) as babbler:
-            monkeypatch.setenv("ELEVENLABS_BASE_URL", babbler.url)
-            connector = ElevenLabsTts()
-            voice = await connector.open(options(transport="http"))
-            clean = 0
-            for _ in range(EXAMPLES // 2):
-                async with asyncio.timeout(5):
-                    clean += await listen(voice) > 0
-            await connector.aclose()
-        assert clean > EXAMPLES // 8
-
-    async def test_on_the_websocket(self, vendor: ElevenLabsStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_on_the_websocket(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rng = random.Random(12)
 
         def frames() -> list[str | bytes]:
@@ -610,12 +469,12 @@ class TestGarbage:
             voice = await connector.open(options())
             clean = 0
             for _ in range(EXAMPLES // 2):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     clean += await listen(voice) > 0
             await connector.aclose()
         assert clean > EXAMPLES // 8
 
-    async def test_lists_of_voices(self, vendor: ElevenLabsStandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_lists_of_voices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         rng = random.Random(13)
         good = {"voices": [{"voice_id": RACHEL, "name": "Rachel", "labels": {}}, {"voice_id": "../x", "name": "Odd"}]}
 

@@ -10,7 +10,7 @@ import pytest
 from meshag.bus.connection import Bus
 from meshag.connectors import breakers as module
 from meshag.connectors.breakers import Breakers, opens
-from meshag.connectors.contracts import Connector, Options
+from meshag.connectors.contracts import LlmConnector, LlmEvent, LlmRequest, Options, ReplyDone, TextDelta
 from meshag.connectors.registry import Registry
 from meshag.embedded.servers import EmbeddedServers
 from meshag.errors import (
@@ -34,20 +34,30 @@ class VendorOptions(Options):
     model: str = "small"
 
 
-class Vendor(Connector):
-    """One that answers probes as it is told."""
+class Vendor(LlmConnector):
+    """One that answers as it is told."""
 
     options = VendorOptions
 
     def __init__(self) -> None:
         self.probes: list[str] = []
         self.trouble: Exception | None = ProviderUnavailable("still down")
+        self.answers: list[str] = []
+        self.breaks_off = True
 
     async def probe(self, options: Options) -> None:
         assert isinstance(options, VendorOptions)
         self.probes.append(options.model)
         if self.trouble is not None:
             raise self.trouble
+
+    async def reply(self, request: LlmRequest) -> AsyncIterator[LlmEvent]:
+        assert isinstance(request.options, VendorOptions)
+        self.answers.append(request.options.model)
+        yield TextDelta("One, two, three")
+        if self.breaks_off:
+            raise ProviderUnavailable("cut")
+        yield ReplyDone("stop")
 
 
 class OurOwn(Vendor):
@@ -120,6 +130,23 @@ async def test_one_worker_probes_with_the_options_of_the_failed_call_until_it_wo
     assert [state(one) for one in pair] == ["open", "open"]
     prober.vendor.trouble = None
     await eventually("both use it again", lambda: [state(one) for one in pair] == ["closed", "closed"])
+
+
+@pytest.mark.parametrize("how", ["it broke off", "its answer was empty"])
+async def test_one_that_broke_off_is_used_again_when_it_has_given_a_whole_answer(workers: Any, how: str) -> None:
+    one, two = await workers(), await workers()
+    for worker in (one, two):
+        worker.vendor.trouble = None  # it begins as if nothing were wrong
+    failure = ProviderGarbage("nothing", code="provider_empty") if "empty" in how else ProviderUnavailable("cut")
+    failure.midway = "broke" in how
+    one.breakers.failed("vendor", failure, b'{"model": "large"}')
+    prober = min((one, two), key=lambda worker: worker.id)
+    await eventually("it is asked for an answer, and again", lambda: len(prober.vendor.answers) >= 2)
+    assert set(prober.vendor.answers) == {"large"}
+    assert [state(one), state(two)] == ["open", "open"]
+    prober.vendor.breaks_off = False
+    await eventually("both use it again", lambda: [state(one), state(two)] == ["closed", "closed"])
+    assert prober.vendor.probes == []
 
 
 async def test_a_relapse_is_probed_more_rarely(workers: Any) -> None:

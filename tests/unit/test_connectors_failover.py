@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 
 from meshag.connectors.contracts import Connector, Deadlines, LlmEvent, Options, TextDelta, Thinking
-from meshag.connectors.failover import AllFailed, BrokeOff, Candidate, candidates, relay, watched
+from meshag.connectors.failover import (
+    LEAST_CHARS_PER_S,
+    AllFailed,
+    BrokeOff,
+    Candidate,
+    candidates,
+    relay,
+    watched,
+    weight,
+)
 from meshag.connectors.registry import Registry
 from meshag.errors import ConnectorError, MeshError, ProviderGarbage, ProviderTimeout, ProviderUnavailable
 from meshag.sessions.providers import StageConnectors
-from meshag.stages.llm import LEAST_CHARS_PER_S, weight
 
 pytestmark = pytest.mark.unit
 
@@ -43,6 +51,7 @@ class Asked:
         self.started: list[str] = []
         self.closed: list[str] = []
         self.failures: list[tuple[str, type[MeshError]]] = []
+        self.midway: list[bool] = []
 
     def start(self, candidate: Candidate[Any]) -> AsyncIterator[str]:
         return self._run(candidate.name)
@@ -62,6 +71,7 @@ class Asked:
 
     def failed(self, candidate: Candidate[Any], failure: MeshError) -> None:
         self.failures.append((candidate.name, type(failure)))
+        self.midway.append(isinstance(failure, ConnectorError) and failure.midway)
 
     async def hear(self, **more: Any) -> list[tuple[str, str]]:
         found = relay(self.candidates, self.start, self.failed, **more)
@@ -92,18 +102,25 @@ async def test_one_that_fails_before_it_spoke_is_followed_by_the_next(
     asked = Asked({"a": plan, "b": ["2", "3"]})
     assert await asked.hear(**hedge) == [("b", "2"), ("b", "3")]
     assert asked.failures == [("a", failure)]
+    assert asked.midway == [False]
     assert asked.closed == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("end", "failure"), [(LATE_S, ProviderTimeout), (ValueError("words"), ConnectorError)], ids=["silent", "raises"]
+)
 @pytest.mark.parametrize("hedge", [{}, {"hedge_ms": 4_000}], ids=["in turn", "hedged"])
-async def test_one_that_breaks_off_is_reported_and_not_replaced(hedge: dict[str, int]) -> None:
-    asked = Asked({"a": ["1", LATE_S], "b": ["2"]})
+async def test_one_that_breaks_off_is_reported_and_not_replaced(
+    hedge: dict[str, int], end: Any, failure: type[MeshError]
+) -> None:
+    asked = Asked({"a": ["1", end], "b": ["2"]})
     heard = relay(asked.candidates, asked.start, asked.failed, **hedge)
     assert [(candidate.name, item) for candidate, item in [await anext(heard)]] == [("a", "1")]
     with pytest.raises(BrokeOff) as broke:
         await anext(heard)
     assert broke.value.candidate.name == "a"
-    assert asked.failures == [("a", ProviderTimeout)]
+    assert asked.failures == [("a", failure)]
+    assert asked.midway == [True]
     assert asked.started == ["a"]
 
 

@@ -9,15 +9,44 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 from aiohttp import web
 
 from meshag.audio import FRAME_BYTES
 from meshag.connectors.contracts import Heard, SttConnector, SttStream
-from meshag.errors import ConnectorError
+from meshag.errors import (
+    ConnectorError,
+    ProviderGarbage,
+    ProviderLimited,
+    ProviderRejected,
+    ProviderUnavailable,
+)
 from vendors.fuzz import odd_bytes, odd_json
 
 PATIENCE_S = 8.0
 """A busy machine is slow; nothing waits for so long when all is well."""
+
+FAULTS: list[tuple[dict[str, Any], type[ConnectorError], str]] = [
+    ({"status": 400}, ProviderRejected, "provider_rejected"),
+    ({"status": 401}, ProviderRejected, "provider_unauthorized"),
+    ({"status": 402}, ProviderRejected, "provider_unauthorized"),
+    ({"status": 403}, ProviderRejected, "provider_unauthorized"),
+    ({"status": 404}, ProviderRejected, "provider_rejected"),
+    ({"status": 429}, ProviderLimited, "provider_limited"),
+    ({"status": 500}, ProviderUnavailable, "provider_unavailable"),
+    ({"status": 503}, ProviderUnavailable, "provider_unavailable"),
+    ({"refuse": True}, ProviderUnavailable, "provider_unavailable"),
+    *[
+        ({"garbage": kind}, ProviderGarbage, "provider_garbage")
+        for kind in ("binary", "json", "html", "nan", "types", "long_line", "empty")
+    ],
+]
+"""What goes wrong in the same way with every vendor: what is done, what it means, and its code."""
+
+SILENCES = pytest.mark.parametrize(
+    "faults", [{"mute": True}, {"headers_only": True}, {"silent_after": 0}, {"drip_s": 0.02}], ids=str
+)
+"""How a vendor may say nothing."""
 
 
 def feed(stream: SttStream, pcm: bytes, step: int = FRAME_BYTES) -> None:

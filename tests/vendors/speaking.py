@@ -42,6 +42,11 @@ class SpeakingStandIn(StandIn):
         return web.json_response({"gain_db": self.gain_db})
 
     @property
+    def texts(self) -> list[str]:
+        """What it was asked to say, oldest first."""
+        raise NotImplementedError
+
+    @property
     def listeners(self) -> int:
         """How many answers are being streamed to somebody who is still there."""
         return sum(one.transport is not None and not one.transport.is_closing() for one in self._streaming)

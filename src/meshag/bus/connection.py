@@ -20,6 +20,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from meshag import clock
 from meshag.bus.streams import declare, purge
 from meshag.errors import BusError, OverloadError
+from meshag.observe import metrics
 
 log = structlog.get_logger("meshag.bus")
 
@@ -296,6 +297,7 @@ class Bus:
             await self.redeclare()
         except BusError as error:
             log.error("streams_missing", error=str(error))
+        metrics.BUS_RECONNECTS.inc()
         log.info("bus_back", server=self.address)
         self._settled = True
         for callback in tuple(self._reconnected):

@@ -6,7 +6,8 @@
 Whatever a worker finds out, or an operator says, is published once: every worker hears it at once, and one that starts
 later reads it from the stream, which keeps the newest word on each provider. While a provider is open no caller's turn
 is spent on it. One worker of its stage, the first by name of those alive, tries it now and then with a piece of real
-work (`Connector.probe`), first soon, then more and more rarely, and closes it again.
+work (`trials.py`: the more of it the further the failed call had come), first soon, then more and more rarely, and
+closes it again.
 """
 
 import asyncio
@@ -21,7 +22,8 @@ import structlog
 from meshag import clock, subjects
 from meshag.bus.connection import Bus, Subscription
 from meshag.bus.journal import Journal
-from meshag.connectors.contracts import Connector
+from meshag.connectors import trials
+from meshag.connectors.contracts import Deadlines
 from meshag.connectors.registry import Registry
 from meshag.errors import (
     BusError,
@@ -30,7 +32,6 @@ from meshag.errors import (
     MeshError,
     ProviderLimited,
     ProviderRejected,
-    ProviderTimeout,
 )
 from meshag.ids import WorkerId
 from meshag.observe import metrics
@@ -50,9 +51,6 @@ RELAPSE_MS = 30_000
 
 RELAPSE_MOST_WAIT_MS = 60_000
 """And no more rarely than this."""
-
-PROBE_S = 5.0
-"""A probe takes no longer."""
 
 NEVER = -1
 """In place of the number of relapses: an operator has closed it, and what was before does not count."""
@@ -81,6 +79,10 @@ class Health(msgspec.Struct, array_like=True, frozen=True, tag="h"):
     """How often it has failed shortly after it was closed."""
     options: bytes = b""
     """The options of the call that failed, JSON: a probe asks for the same."""
+    midway: bool = False
+    """A part of the answer had come: a probe must see a whole one."""
+    deadlines: Deadlines | None = None
+    """Of the call that failed."""
 
 
 class Switch(msgspec.Struct, array_like=True, frozen=True, tag="s"):
@@ -177,10 +179,11 @@ class Breakers:
 
     # -- what is found out --------------------------------------------------------------------------------------------
 
-    def failed(self, provider: str, error: MeshError, options: bytes) -> None:
+    def failed(self, provider: str, error: MeshError, options: bytes, deadlines: Deadlines | None = None) -> None:
         """A call to a provider of this worker's stage failed. Opens its breaker, here at once and soon everywhere.
 
-        Nothing happens where the failure is this call's own (`opens`), or that of this machine alone.
+        `options`, `deadlines`: of that call. Nothing happens where the failure is this call's own (`opens`), or that of
+        this machine alone.
         """
         key = (str(self._stage), provider)
         if not opens(error) or not self._is_shared(provider) or self.state(*key) != "closed":
@@ -193,8 +196,12 @@ class Breakers:
         if isinstance(error, ProviderLimited) and error.retry_after_s is not None:
             wait_ms = max(wait_ms, int(error.retry_after_s * 1000))
         metrics.BREAKERS_OPENED.labels(self._stage, provider, error.code).inc()
-        log.warning("provider_open", stage=self._stage, provider=provider, code=error.code)
-        self._say(Health(self._stage, provider, False, error.code, now_ns, wait_ms, relapses, options))
+        # An empty answer begins and ends well: only a whole one tells.
+        midway = (isinstance(error, ConnectorError) and error.midway) or error.code == "provider_empty"
+        log.warning("provider_open", stage=self._stage, provider=provider, code=error.code, midway=midway)
+        self._say(
+            Health(self._stage, provider, False, error.code, now_ns, wait_ms, relapses, options, midway, deadlines)
+        )
 
     def switch(self, stage: Stage, provider: str, *, on: bool) -> None:
         """An operator's word: until the next one nobody asks this provider, or everybody may again, failed or not."""
@@ -298,7 +305,9 @@ class Breakers:
             if not connector.availability().available:
                 raise ConnectorError(f"{provider} cannot work here", code="provider_unknown")
             options = connector.options.model_validate_json(health.options or b"{}")
-            await probe(connector, provider, options)
+            deadlines = trials.patient(connector.deadlines, health.deadlines)
+            trial = trials.keeps_on if health.midway else trials.begins
+            await trial(connector, options, deadlines, provider)
         except Exception as error:  # whatever a connector raises: it does not work yet
             self._tries[key] += 1
             most_ms = MOST_WAIT_MS if health.relapses == 0 else max(MOST_WAIT_MS, health.wait_ms)
@@ -314,15 +323,6 @@ class Breakers:
         if self._health.get(key) == health:
             log.warning("provider_closed", stage=stage, provider=provider)
             self._say(Health(stage, provider, True, "", clock.wall_ns(), 0, health.relapses))
-
-
-async def probe(connector: Connector, provider: str, options: object) -> None:
-    """A probe within its bound. Raises ConnectorError while the provider is out of order."""
-    try:
-        async with asyncio.timeout(PROBE_S):
-            await connector.probe(options)  # type: ignore[arg-type]
-    except TimeoutError:
-        raise ProviderTimeout(f"{provider}: no answer to a probe within {PROBE_S:.0f} s") from None
 
 
 _publishing: set[asyncio.Task[None]] = set()

@@ -94,8 +94,9 @@ class Connector:
     async def probe(self, options: Options) -> None:
         """Do the smallest real piece of the provider's work. Raises ConnectorError while it is out of order.
 
-        Asked for now and then after a call has failed before anything came of it, never in a caller's turn; `options` are
-        that call's. It has as long as a call has to begin. One that broke off midway is tried otherwise, see `trials.py`.
+        Asked for now and then after a call has failed before anything came of it, never in a caller's turn; `options`
+        are that call's. It has as long as a call has to begin. One that broke off midway is tried otherwise, see
+        `trials.py`.
         """
 
     async def aclose(self) -> None:

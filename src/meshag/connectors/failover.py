@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 from meshag import clock
-from meshag.connectors.contracts import CONNECT_MS, Connector, Deadlines, Options
+from meshag.connectors.contracts import CONNECT_MS, Connector, Deadlines, LlmEvent, Options, TextDelta, Thinking
 from meshag.connectors.registry import Registry
 from meshag.errors import ConfigError, ConnectorError, MeshError, ProviderGarbage, ProviderTimeout
 from meshag.sessions.providers import StageConnectors
@@ -36,6 +36,12 @@ asked for patience meanwhile, which only a voice that works can do."""
 
 PACE_WINDOW_S = 1.2
 """The pace of a stream is judged over this much waiting for it."""
+
+LEAST_CHARS_PER_S = 5.0
+"""A vendor's model that writes less is out of order: speech takes about fifteen characters a second."""
+
+LEAST_MS_PER_S = 300.0
+"""A vendor's voice that speaks less in a second is out of order: the caller hears 1,000."""
 
 
 class Switches(Protocol):
@@ -156,11 +162,22 @@ async def connected(opening: Any, deadlines: Deadlines, provider: str) -> Any:
         raise ProviderTimeout(f"{provider}: not connected within {deadlines.connect_ms} ms") from None
 
 
-def as_failure(error: Exception, provider: str) -> MeshError:
-    """Any exception of a provider as one of ours: its own text may hold what a caller said, so it is not repeated."""
-    if isinstance(error, MeshError):
-        return error
-    return ConnectorError(f"{provider}: {type(error).__name__}")
+def weight(event: LlmEvent) -> float:
+    """What an event counts for the pace of a reply, characters. A call, or the end, is never too slow."""
+    if isinstance(event, TextDelta):
+        return len(event.text)
+    return event.chars if isinstance(event, Thinking) else LEAST_CHARS_PER_S * 10
+
+
+def as_failure(error: Exception, provider: str, *, midway: bool = False) -> MeshError:
+    """Any exception of a provider as one of ours: its own text may hold what a caller said, so it is not repeated.
+
+    `midway`: a part of the answer had come.
+    """
+    failure = error if isinstance(error, MeshError) else ConnectorError(f"{provider}: {type(error).__name__}")
+    if midway and isinstance(failure, ConnectorError):
+        failure.midway = True
+    return failure
 
 
 # -- one after the other ----------------------------------------------------------------------------------------------
@@ -204,7 +221,7 @@ async def relay(
                 return
             raise ProviderGarbage(f"{candidate.name}: an empty answer", code="provider_empty")
         except Exception as error:
-            failed(candidate, as_failure(error, candidate.name))
+            failed(candidate, as_failure(error, candidate.name, midway=gave))
             if gave:
                 raise BrokeOff(candidate) from error
     raise AllFailed("every provider failed")
@@ -275,7 +292,7 @@ async def _raced(
             yield spoke.candidate, first
             while (item := await spoke.items.get()) is not None:
                 if isinstance(item, Exception):
-                    failed(spoke.candidate, as_failure(item, spoke.candidate.name))
+                    failed(spoke.candidate, as_failure(item, spoke.candidate.name, midway=True))
                     raise BrokeOff(spoke.candidate) from item
                 yield spoke.candidate, item
             return

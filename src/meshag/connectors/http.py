@@ -6,11 +6,12 @@ and, where the vendor gives one, its short code.
 
 import asyncio
 import re
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from json import dumps
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,49 +46,101 @@ MOST_TOKENS = 1_000_000_000
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 
+_LIBRARIES = ("aiohttp", "asyncio", "msgspec")
+"""What these raise is about an answer, though not all of it has a base that says so."""
+
+
+@dataclass
+class _Wire:
+    """The connection that a request went over."""
+
+    reused: bool = False
+    """It was kept from an earlier request."""
+
 
 class Http:
     """One connector's connections: made when first used, kept warm, closed with it."""
 
     def __init__(self, provider: str) -> None:
         self.provider = provider
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
 
     @property
     def session(self) -> aiohttp.ClientSession:
         """The pool. Its timeouts are the caller's business: every call stands under `Deadlines`."""
-        if self._session is None or self._session.closed:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ttl_dns_cache=60),
+        return self._pool(kept=True)
+
+    def _pool(self, *, kept: bool) -> aiohttp.ClientSession:
+        """`kept`: its connections serve one request after the other; else each request has its own."""
+        if kept not in self._sessions or self._sessions[kept].closed:
+            keep: dict[str, Any] = {"keepalive_timeout": 60} if kept else {"force_close": True}
+            self._sessions[kept] = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, **keep),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_noting_the_wire()],
             )
-        return self._session
+        return self._sessions[kept]
 
     async def aclose(self) -> None:
         """Close every connection. Idempotent."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     @asynccontextmanager
     async def request(
-        self, method: str, url: str, *, headers: Mapping[str, str], json: Any = None, data: Any = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        json: Any = None,
+        data: bytes | Callable[[], Any] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with a status below 300. Raises ConnectorError for everything else, also while it is read.
 
-        `json`: a value to be sent as JSON. Redirects are not followed: a key belongs to one address.
+        `json`: a value to be sent as JSON. `data`: a body, or what makes one each time it is sent, as a form that can
+        be read only once. Redirects are not followed: a key belongs to one address.
+
+        A kept connection may be closed by the other side just as it is used again, which says nothing about the
+        provider. So when one ends before any byte of an answer came, the request is sent once more, over a new one.
+        POST too, which RFC 9110, 9.2.2, leaves to clients that know it to be idempotent in effect: what is asked for
+        here is an answer, and nothing is changed by asking. Had the first one been acted upon all the same, it would
+        cost one answer more. A browser does the same; Go's net/http sends a POST again only where nothing of it was
+        written. A new connection that breaks is a failure at once.
         """
         if json is not None:
             headers = {**headers, "Content-Type": "application/json"}
             data = encoded(json)
         with failures(self.provider):
-            limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_MS.get() / 1000)
-            async with self.session.request(
-                method, url, headers=headers, data=data, allow_redirects=False, timeout=limit
-            ) as answer:
+            async with await self._sent(method, url, headers, data) as answer:
                 if answer.status >= 300:
                     raise await refused(self.provider, answer)
                 yield answer
+
+    async def _sent(
+        self, method: str, url: str, headers: Mapping[str, str], data: bytes | Callable[[], Any] | None
+    ) -> aiohttp.ClientResponse:
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_MS.get() / 1000)
+
+        async def send(wire: _Wire, *, kept: bool) -> aiohttp.ClientResponse:
+            return await self._pool(kept=kept).request(
+                method,
+                url,
+                headers=headers,
+                data=data() if callable(data) else data,
+                allow_redirects=False,
+                timeout=limit,
+                trace_request_ctx=wire,
+            )
+
+        wire = _Wire()
+        try:
+            return await send(wire, kept=True)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError) as error:
+            if not wire.reused or _has_begun(error):
+                raise
+        return await send(wire, kept=False)
 
     @asynccontextmanager
     async def websocket(
@@ -106,6 +159,27 @@ class Http:
                     yield socket
             except aiohttp.WSServerHandshakeError as error:
                 raise by_status(self.provider, error.status, "", error.headers or {}) from None
+
+
+def _noting_the_wire() -> aiohttp.TraceConfig:
+    """Notes in a request's `_Wire`, where it has one, which kind of connection it was given."""
+
+    def note(*, reused: bool) -> Any:
+        async def noted(session: aiohttp.ClientSession, trace: SimpleNamespace, params: object) -> None:
+            if isinstance(trace.trace_request_ctx, _Wire):
+                trace.trace_request_ctx.reused = reused
+
+        return noted
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note(reused=True))
+    trace.on_connection_create_start.append(note(reused=False))  # the client sends a GET again itself
+    return trace
+
+
+def _has_begun(error: aiohttp.ClientError) -> bool:
+    """Whether a part of an answer's head had come. After a reset it cannot be told, and is as good as never so."""
+    return isinstance(error, aiohttp.ServerDisconnectedError) and not isinstance(error.message, str)
 
 
 class failures:  # noqa: N801 - reads as a statement
@@ -146,13 +220,13 @@ def as_ours(provider: str, error: BaseException) -> ConnectorError | None:
     name = type(error).__name__
     if isinstance(error, (TimeoutError, aiohttp.ServerTimeoutError)):
         return ProviderTimeout(f"{provider}: {name}")
-    if isinstance(error, (aiohttp.ClientPayloadError, aiohttp.InvalidURL)):
+    if isinstance(error, aiohttp.InvalidURL):
         return ProviderGarbage(f"{provider}: {name}")
     if isinstance(error, aiohttp.ClientResponseError):
         return by_status(provider, error.status, "", error.headers or {})
-    if isinstance(error, (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.IncompleteReadError)):
+    if isinstance(error, (aiohttp.ClientError, OSError, EOFError)):
         return ProviderUnavailable(f"{provider}: {name}")
-    if isinstance(error, (ValueError, RuntimeError, aiohttp.http_exceptions.HttpProcessingError)):
+    if isinstance(error, (ValueError, RuntimeError)) or type(error).__module__.partition(".")[0] in _LIBRARIES:
         return ProviderGarbage(f"{provider}: {name}")
     return None
 

@@ -45,6 +45,15 @@ class Levels:
             return _Measured(self, voice, rate_hz)  # never heard here: there is nothing to match
         return _Matched(self, voice, Matched(reference_db, rate_hz, self._levels_db.get(voice)))
 
+    def level_db(self, voice: Voice) -> float | None:
+        """How loud a voice speaks; None: it was not heard here, nor told by who heard it."""
+        return self._levels_db.get(voice)
+
+    def told(self, voice: Voice, level_db: float) -> None:
+        """Another worker has heard it. What was heard here counts more."""
+        if voice not in self._levels_db:
+            self.remember(voice, level_db)
+
     def measure(self, voice: Voice, rate_hz: int) -> Loudness | None:
         """The measurement that is going on; None when the voice is known well enough."""
         loudness = self._heard.get(voice) or Loudness(rate_hz)
@@ -73,11 +82,11 @@ class _Measured:
     def push(self, pcm: bytes) -> bytes:
         if self._loudness is not None:
             self._loudness.push(pcm)
+            self._levels.remember(self._voice, self._loudness.level_db)  # now: it may break off in mid-sentence
         return pcm
 
     def done(self) -> None:
-        if self._loudness is not None:
-            self._levels.remember(self._voice, self._loudness.level_db)
+        """All is noted."""
 
 
 class _Matched:

@@ -44,10 +44,8 @@ from meshag.sessions import usage
 from meshag.sessions.config import hears
 from meshag.stages.levels import AsItIs, Fit, Levels, Voice
 from meshag.stages.owned import Owned
+from meshag.stages.playout import LEAD_MS
 from meshag.turns.sentences import Chunker, speakable
-
-LEAD_MS = 3_000
-"""How far the audio sent may run ahead of the caller's ear: what is left to hear when this worker dies."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Speech to text by Deepgram: nova and Flux, over a WebSocket that stays open for the session."""
 
+import re
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -13,7 +14,7 @@ from meshag.connectors.contracts import Availability, Deadlines, Options, SttCon
 from meshag.connectors.deepgram_flux import FluxStream
 from meshag.connectors.deepgram_listen import stated
 from meshag.connectors.deepgram_nova import NovaStream
-from meshag.connectors.http import Http, failures
+from meshag.connectors.http import Http, failures, host_of
 from meshag.connectors.stt_socket import closed, dial, received
 from meshag.errors import ProviderGarbage
 from meshag.settings import Settings
@@ -124,7 +125,7 @@ class DeepgramStt(SttConnector):
         """Whether there is a key."""
         if not self._key:
             return Availability(False, "set DEEPGRAM_API_KEY")
-        if not self._base_url.startswith(("https://", "http://", "wss://", "ws://")):
+        if not host_of(re.sub("^ws", "http", self._base_url)):
             return Availability(False, "DEEPGRAM_BASE_URL is no http(s) or ws(s) address: https://api.deepgram.com")
         return Availability(True, "nova-3, Flux and others")
 

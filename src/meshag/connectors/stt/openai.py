@@ -14,11 +14,10 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from meshag.audio import RATE_HZ
 from meshag.connectors.contracts import Availability, Deadlines, Heard, Options, SttConnector, SttStream
-from meshag.connectors.http import Http, failures
+from meshag.connectors.http import Http, failures, host_of
 from meshag.connectors.openai_files import FileStream, whole, written
 from meshag.connectors.openai_realtime import LIVE_MODELS, SOCKET_RATE_HZ, RealtimeStream
 from meshag.connectors.stt_socket import dial
-from meshag.errors import ProviderUnavailable
 from meshag.settings import Settings
 
 PROBE_BYTES = RATE_HZ * 2 // 5
@@ -103,7 +102,7 @@ class OpenAiStt(SttConnector):
         """Whether there is a key."""
         if not self._key:
             return Availability(False, "set OPENAI_API_KEY")
-        if not self._base_url.startswith(("https://", "http://")):
+        if not host_of(self._base_url):
             return Availability(False, "OPENAI_BASE_URL is no http(s) address: https://api.openai.com/v1")
         return Availability(True, "whisper-1, gpt-4o-transcribe and others")
 
@@ -144,22 +143,8 @@ class OpenAiStt(SttConnector):
 
     async def transcribe(self, pcm: bytes, options: OpenAiSttOptions) -> AsyncGenerator[Heard, None]:
         """What is said in `pcm`: interims where the model gives any, then the final. Raises ConnectorError."""
-        spoken = False
-        for again in (False, True):
-            try:
-                async with aclosing(self._transcribe(pcm, options)) as found:
-                    async for heard in found:
-                        spoken = True
-                        yield heard
-                return
-            except ProviderUnavailable as error:
-                # A connection that was kept may have been closed by the other side meanwhile: only using it tells.
-                if again or spoken or not isinstance(error.__cause__, aiohttp.ServerDisconnectedError):
-                    raise
-
-    async def _transcribe(self, pcm: bytes, options: OpenAiSttOptions) -> AsyncGenerator[Heard, None]:
-        url, form = f"{self._base_url}/audio/transcriptions", _form(pcm, options)
-        async with self._http.request("POST", url, headers=self._headers, data=form) as answer:
+        url = f"{self._base_url}/audio/transcriptions"
+        async with self._http.request("POST", url, headers=self._headers, data=lambda: _form(pcm, options)) as answer:
             if not streams(options):
                 yield Heard(await whole(answer, options.response_format), final=True)
                 return
