@@ -24,6 +24,7 @@ COMMANDS = {
     "show": "a recorded session as a timeline",
     "replay": "does the present code do with a recorded session what it did then?",
     "provider": "which providers are in use; switch one off for all calls, and on again",
+    "drain": "have workers hand their sessions over and end: a rolling restart",
     "key": "create, list and revoke the API keys of a mesh",
     "config": "check a session configuration file",
     "models": "list and fetch the local models",

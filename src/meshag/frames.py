@@ -10,7 +10,7 @@ Every frame carries:
     at_ns   Unix time of what the frame reports, nanoseconds: each hop's latency can be read off the journal alone
 """
 
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -324,10 +324,20 @@ class Hush(Frame, tag="hu", frozen=True, kw_only=True):
     source: str = "api"
 
 
+class Unknown(Frame, tag="?", frozen=True, kw_only=True):
+    """A frame of a kind that only a newer version knows: nobody acts on it, but its producer has counted it."""
+
+    kind: str
+    """Its tag."""
+
+    source: str = ""
+    """Who publishes it, on a subject with several producers."""
+
+
 AnyFrame: TypeAlias = (
     AudioIn | TextIn | VoiceStarted | Transcript | TurnLikely | TurnEnded | ReplyStarted | ReplyChunk | ReplyEnded
     | StageFailed | StageLate | ToolCalled | ToolAnswered | Speech | SpeechEnded | Interrupt | PlayStarted | Played
-    | ConfigChanged | OwnerChanged | Handover | SessionEnded | Say | Hush
+    | ConfigChanged | OwnerChanged | Handover | SessionEnded | Say | Hush | Unknown
 )  # fmt: skip
 
 F = TypeVar("F", bound=Frame)
@@ -342,8 +352,28 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> AnyFrame:
-    """The frame in `data`. Raises WireError when it is none that this version knows."""
+    """The frame in `data`, `Unknown` where only a newer version knows its kind. Raises WireError for what is none."""
     try:
         return _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if (unknown := _newer(data)) is not None:
+            return unknown
         raise WireError(f"not a frame: {type(error).__name__}, {len(data)} bytes") from None
+
+
+def _newer(data: bytes) -> Unknown | None:
+    """A frame of a newer version's, as far as every frame is alike."""
+    try:
+        kind, turn, seq, epoch, at_ns, *more = msgspec.msgpack.decode(data, type=list[Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, RecursionError):
+        return None
+    if not isinstance(kind, str) or kind in _KINDS or not all(type(part) is int for part in (turn, seq, epoch, at_ns)):
+        return None
+    source = next((part for part in reversed(more) if part in _SOURCES), "")  # every control frame has it at its end
+    return Unknown(turn=turn, seq=seq, epoch=epoch, at_ns=at_ns, kind=kind[:8], source=source)
+
+
+_KINDS = frozenset(kind.__struct_config__.tag for kind in get_args(AnyFrame))
+
+_SOURCES = ("transport", "stt", "llm", "tts", "api")
+"""Who publishes control frames."""

@@ -74,6 +74,11 @@ def claim(stage: Stage, worker_id: WorkerId) -> str:
     return f"claim.{stage}.{worker_id}"
 
 
+def drain(stage: Stage, worker_id: WorkerId) -> str:
+    """Request: hand your sessions over, and end."""
+    return f"drain.{stage}.{worker_id}"
+
+
 def worker(stage: Stage, worker_id: WorkerId) -> str:
     """A worker's heartbeats."""
     return f"worker.{stage}.{worker_id}"

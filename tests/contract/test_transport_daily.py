@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meshag.connectors.contracts import Booking
+from meshag.connectors.contracts import Booking, Dial
 from meshag.connectors.daily_api import DailyApi
 from meshag.connectors.transports import daily
 from meshag.connectors.transports.daily import DailyOptions, DailyTransport, room_name, session_of
@@ -25,6 +25,7 @@ from vendors.daily import DOMAIN, KEY, DailyStandIn
 
 pytestmark = pytest.mark.contract
 
+NUMBER = "+12015550123"
 SESSION = "abcdefghijklmnopqrstuvwxyz"
 FLEET = "fleet2ab"
 
@@ -358,3 +359,108 @@ class TestInTheRoom:
         assert link is not None
         assert link.url.endswith(".vtt?signed=yes")
         assert await transport.transcript_link(room, theirs.id) is None
+
+
+class TestDialOut:
+    async def invited(self, vendor: DailyStandIn, transport: DailyTransport) -> dict[str, Any]:
+        room = (await transport.invite(booking(room={"enable_dialout": True}))).room
+        vendor.hall.sit(room["name"], name="Agent")
+        return room
+
+    @pytest.mark.parametrize(
+        ("option", "wish", "enabled"),
+        [(False, True, True), (True, None, True), (True, False, False), (False, None, False)],
+    )
+    async def test_a_room_dials_only_when_that_is_asked_for(
+        self, vendor: DailyStandIn, transport: DailyTransport, option: bool, wish: bool | None, enabled: bool
+    ) -> None:
+        wishes = {} if wish is None else {"enable_dialout": wish}
+        made = await transport.invite(booking(options=DailyOptions(dial_out=option), room=wishes))
+        assert vendor.rooms[made.room["name"]].config.get("enable_dialout", False) is enabled
+        vendor.hall.sit(made.room["name"])
+        if enabled:
+            assert await transport.dial_out(made.room, Dial(NUMBER))
+            return
+        with pytest.raises(ConfigError, match="call people") as refused:
+            await transport.dial_out(made.room, Dial(NUMBER))
+        assert refused.value.code == "dial_out_not_enabled"
+        assert "enable_dialout" in refused.value.path
+        assert "dial_out" in refused.value.fix
+        assert not vendor.calls("POST", "/dialOut/start")
+
+    @pytest.mark.parametrize(
+        ("dial", "said"),
+        [
+            (Dial(NUMBER), {"phoneNumber": NUMBER, "displayName": "Telephone"}),  # else Daily shows the number
+            (
+                Dial(sip_uri="sip:ada@example.com", display_name="Ada", caller_id="+12015550199"),
+                {"sipUri": "sip:ada@example.com", "displayName": "Ada", "callerId": "+12015550199"},
+            ),
+        ],
+    )
+    async def test_a_call_is_in_the_room_until_it_is_hung_up(
+        self, vendor: DailyStandIn, transport: DailyTransport, dial: Dial, said: dict[str, str]
+    ) -> None:
+        room = await self.invited(vendor, transport)
+        call = await transport.dial_out(room, dial)
+        assert [one["body"] for one in vendor.calls("POST", "/dialOut/start")] == [said]
+        assert {one.name for one in await transport.participants(room)} == {"Agent", said["displayName"]}
+        assert await transport.hang_up(room, call) is True
+        assert vendor.calls("POST", "/dialOut/stop")[0]["body"] == {"sessionId": call}
+        assert {one.name for one in await transport.participants(room)} == {"Agent"}
+        assert await transport.hang_up(room, call) is False
+
+    async def test_another_rooms_call_is_not_hung_up(self, vendor: DailyStandIn, transport: DailyTransport) -> None:
+        room = await self.invited(vendor, transport)
+        call = await transport.dial_out(room, Dial(NUMBER))
+        other = (await transport.invite(booking(session="b" * 26, room={"enable_dialout": True}))).room
+        assert await transport.hang_up(other, call) is False
+        assert len(await transport.participants(room)) == 2
+
+    @pytest.mark.parametrize("status", [400, 403])
+    async def test_a_plan_without_it_is_told_without_the_number(
+        self, vendor: DailyStandIn, transport: DailyTransport, status: int
+    ) -> None:
+        room = await self.invited(vendor, transport)
+        vendor.dials = False  # a 400 whose words repeat the number
+        vendor.next = [{"status": 403}] if status == 403 else []
+        with pytest.raises(
+            ProviderRejected, match=rf"HTTP {status} [a-z-]+: .*plan of this domain has no dial-out"
+        ) as no:
+            await transport.dial_out(room, Dial(NUMBER, caller_id="+12015550199"))
+        assert "5550" not in str(no.value)
+        assert len(vendor.calls("POST", "/dialOut/start")) == 1
+
+    async def test_a_wrong_key_is_still_named(self, vendor: DailyStandIn, transport: DailyTransport) -> None:
+        room = await self.invited(vendor, transport)
+        vendor.next = [{"status": 401}]
+        with pytest.raises(ProviderRejected, match="does not know DAILY_API_KEY"):
+            await transport.dial_out(room, Dial(NUMBER))
+
+    async def test_an_empty_room_is_tried_again_later(self, vendor: DailyStandIn, transport: DailyTransport) -> None:
+        room = (await transport.invite(booking(room={"enable_dialout": True}))).room
+        with pytest.raises(ProviderUnavailable, match="nobody is in the room yet") as early:
+            await transport.dial_out(room, Dial(NUMBER))
+        assert early.value.retryable
+
+    @pytest.mark.parametrize("wrong", [{"lost": True}, {"status": 500}])
+    async def test_nobody_is_rung_twice(
+        self, vendor: DailyStandIn, transport: DailyTransport, wrong: dict[str, Any]
+    ) -> None:
+        room = await self.invited(vendor, transport)
+        vendor.next = [wrong]
+        with pytest.raises(ProviderUnavailable, match="whether it dials is not known") as lost:
+            await transport.dial_out(room, Dial(NUMBER))
+        assert not lost.value.retryable
+        assert len(vendor.calls("POST", "/dialOut/start")) == 1
+
+    async def test_what_daily_was_too_busy_for_is_asked_again(
+        self, vendor: DailyStandIn, transport: DailyTransport
+    ) -> None:
+        room = await self.invited(vendor, transport)
+        vendor.next = [{"status": 429}]
+        assert await transport.dial_out(room, Dial(NUMBER))
+        assert len(vendor.calls("POST", "/dialOut/start")) == 2
+
+    def test_whom_to_call_is_in_no_repr(self) -> None:
+        assert repr(Dial(NUMBER, "sip:ada@example.com", "Ada", "+12015550199")) == "Dial()"

@@ -255,3 +255,34 @@ async def test_it_runs_as_a_process_of_its_own() -> None:
             assert list((await answer.json())["rooms"]) == ["tea"]
     process.stdin.close()
     assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+class TestDialOut:
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {},
+            {"phoneNumber": "+12015550123", "sipUri": "sip:ada@example.com"},
+            {"phoneNumber": "12015550123"},
+            {"sipUri": "ada@example.com"},
+            {"phone_number": "+12015550123"},
+        ],
+    )
+    async def test_what_it_does_not_take(self, vendor: DailyStandIn, web: aiohttp.ClientSession, body: Any) -> None:
+        await ask(web, "POST", "/rooms", {"name": "tea", "properties": {"enable_dialout": True}})
+        vendor.hall.sit("tea")
+        assert (await ask(web, "POST", "/rooms/tea/dialOut/start", body))[0] == 400
+
+    async def test_a_room_dials_when_it_may_and_somebody_is_in_it(
+        self, vendor: DailyStandIn, web: aiohttp.ClientSession
+    ) -> None:
+        body = {"phoneNumber": "+12015550123"}
+        await ask(web, "POST", "/rooms", {"name": "tea"})
+        assert (await ask(web, "POST", "/rooms/tea/dialOut/start", body))[0] == 400
+        await ask(web, "POST", "/rooms/tea", {"properties": {"enable_dialout": True}})
+        assert (await ask(web, "POST", "/rooms/tea/dialOut/start", body))[0] == 404
+        vendor.hall.sit("tea")
+        status, said = await ask(web, "POST", "/rooms/tea/dialOut/start", body)
+        assert (status, said.keys(), said["ok"]) == (200, {"ok", "sessionId"}, "true")
+        _, found = await ask(web, "GET", "/rooms/tea/presence")
+        assert "+12015550123" in {one["userName"] for one in found["data"]}  # Daily's default

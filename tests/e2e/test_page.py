@@ -1,5 +1,6 @@
 """The page in a real browser: what a person sees, hears and does on it."""
 
+import asyncio
 import math
 import re
 import struct
@@ -263,6 +264,29 @@ async def test_what_the_service_refuses_is_said_in_words(page_without_microphone
     await type_text(page, "Anybody?")
     await page.until(f"{text('#problem')}.includes('local')")
     assert await page.run(state("idle"))
+    assert page.errors == []
+
+
+async def test_it_comes_back_by_itself_and_the_agent_goes_on_where_it_was_cut(
+    page_without_microphone: Page, own_mesh: Mesh
+) -> None:
+    page, created = page_without_microphone, create(own_mesh)
+    await page.open(f"{own_mesh.url}/?session={created['session_id']}", before=EARS)
+    await type_text(page, "Where is my order?")
+    await page.until("played.length > 20")
+    own_mesh.find("transport").child.kill()
+    await page.until(state("resuming"))
+    while not await page.run("document.body.dataset.state !== 'resuming'"):
+        own_mesh.tend()
+        await asyncio.sleep(0.1)
+    whole = 3 * 24_000
+    await page.until(f"played.reduce((sum, piece) => sum + piece.samples, 0) >= {whole}")
+    await page.until(state("typing"))
+    assert await page.run("played.reduce((sum, piece) => sum + piece.samples, 0)") == whole
+    assert await page.run(text(".agent span:last-child")) == REPLY
+    await type_text(page, "Still there?")
+    await page.until(f"played.reduce((sum, piece) => sum + piece.samples, 0) >= {2 * whole}")
+    assert await page.run(text("#problem")) == ""
     assert page.errors == []
 
 

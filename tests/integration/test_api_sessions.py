@@ -130,7 +130,7 @@ async def test_a_connected_session_is_live_and_has_a_transport(mesh: Mesh) -> No
         assert show(mesh, created)["owners"]["transport"]["epoch"] == 2
 
 
-@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1e3"])
+@pytest.mark.parametrize("limit", ["0", "1001", "-1", "x", "", "1e3", "1_0", "%2B5", "%D9%A1"])
 def test_a_limit_that_is_none(mesh: Mesh, limit: str) -> None:
     status, body = call(mesh, "GET", f"/sessions?limit={limit}")
     assert (status, body["path"]) == (422, "limit")

@@ -334,6 +334,12 @@ async def test_no_server_is_an_error_that_says_what_to_do_and_no_secret():
     assert "hush" not in str(caught.value)
 
 
+async def test_a_server_that_wants_another_password_says_so_and_no_secret(servers: EmbeddedServers):
+    with pytest.raises(BusError, match="refuses us") as caught:
+        await Bus.connect(f"nats://mesh:hush@127.0.0.1:{servers.nats.port}", name="test", timeout_ms=500)
+    assert "hush" not in str(caught.value)
+
+
 class Traffic:
     """A producer of words and one of audio on one connection, a listener on another.
 

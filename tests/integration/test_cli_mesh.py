@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -304,3 +305,13 @@ def test_a_demonstration_survives_nothing_less_than_the_mesh(up: Callable[..., U
     assert demo.returncode == 1
     assert said.startswith("meshag: the call broke off")
     assert "Traceback" not in said
+
+
+def test_who_started_the_servers_is_told_where_they_are_and_nobody_else(mesh: Mesh):
+    path = mesh.tell_servers()
+    assert path is not None
+    assert path.stat().st_mode & 0o777 == 0o600
+    line = f". {shlex.quote(str(path))} && exec {shlex.quote(sys.executable)} -m meshag key list"
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_URL")}
+    ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=30, env=clean)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")

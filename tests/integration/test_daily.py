@@ -225,6 +225,55 @@ async def test_recordings_and_transcripts(daily: DailyInThread, mesh: Mesh) -> N
     assert call(mesh, "GET", f"{elsewhere}/transcripts/{transcript['id']}/link")[0] == 404
 
 
+async def test_somebody_is_called_into_the_room(daily: DailyInThread, mesh: Mesh) -> None:
+    number = "+12015550123"
+    asked_for = {"provider": "daily", "room_config": {"max_participants": 3, "enable_dialout": True}}
+    status, created = call(mesh, "POST", "/sessions", {**asked_for, "options": {"config": instant.config()}})
+    assert status == 201, created
+    await agent_is_there(daily, created)
+    at = f"/sessions/{created['session_id']}/dial-out"
+    async with watching(mesh, created["session_id"]) as events:
+        status, dialled = call(mesh, "POST", at, {"phone_number": number})
+        assert (status, list(dialled)) == (201, ["call_id"])
+        await eventually("they are in", lambda: of(events, "participant_joined"))
+        assert number not in json.dumps(events)
+    assert set(daily.room(created).dialled) == {dialled["call_id"]}
+    assert call(mesh, "DELETE", f"{at}/{dialled['call_id']}")[0] == 204
+    assert daily.room(created).dialled == {}
+    status, problem = call(mesh, "DELETE", f"{at}/{dialled['call_id']}")
+    assert (status, problem["code"]) == (404, "call_not_found")
+    for body, path in (
+        ({}, "phone_number"),
+        ({"phone_number": number, "sip_uri": "sip:ada@example.com"}, "phone_number"),
+        ({"phone_number": "2015550123"}, "phone_number"),
+        ({"sip_uri": "https://example.com"}, "sip_uri"),
+    ):
+        status, problem = call(mesh, "POST", at, body)
+        assert (status, problem["path"]) == (422, path), body
+    daily.vendor.dials = False
+    status, problem = call(mesh, "POST", at, {"phone_number": number})
+    daily.vendor.dials = True
+    assert (status, problem["code"]) == (502, "provider_rejected")
+    assert "the plan of this domain has no dial-out" in problem["title"]
+    assert "5550123" not in json.dumps(problem)
+    written = "".join(path.read_text() for path in mesh.log_dir.glob("*.log"))
+    assert created["session_id"] in written
+    assert "5550123" not in written
+
+
+async def test_who_may_be_called_is_said_when_the_session_is_made(daily: DailyInThread, mesh: Mesh) -> None:
+    plain = create(mesh)
+    status, problem = call(mesh, "POST", f"/sessions/{plain['session_id']}/dial-out", {"phone_number": "+12015550123"})
+    assert (status, problem["code"]) == (422, "dial_out_not_enabled")
+    assert "enable_dialout" in problem["fix"]
+    assert "enable_dialout" not in daily.room(plain).config
+    config = instant.config()
+    config["connectors"]["transport"] = {"primary": "daily", "config": {"daily": {"dial_out": True}}}  # type: ignore[index]
+    status, made = call(mesh, "POST", "/sessions/with-config", {"config": config})
+    assert status == 201, made
+    assert daily.room(made).config["enable_dialout"] is True
+
+
 async def test_a_session_without_a_room(mesh: Mesh) -> None:
     created = create_websocket(mesh)
     at = f"/sessions/{created['session_id']}"
@@ -237,6 +286,12 @@ async def test_a_session_without_a_room(mesh: Mesh) -> None:
         await eventually("the caller is there", lambda: there() == ["caller-1"])
     for method, path in (("GET", "recordings"), ("POST", "transcription/start"), ("GET", "recordings/x/link")):
         status, problem = call(mesh, method, f"{at}/{path}")
+        assert (status, problem["code"]) == (409, "not_offered_by_transport")
+    for method, path, body in (
+        ("POST", "dial-out", {"sip_uri": "sip:ada@example.com"}),
+        ("DELETE", "dial-out/x", None),
+    ):
+        status, problem = call(mesh, method, f"{at}/{path}", body)
         assert (status, problem["code"]) == (409, "not_offered_by_transport")
 
 
@@ -286,3 +341,5 @@ async def test_a_webhook_that_is_made_at_daily(daily: DailyInThread, mesh: Mesh)
     for raw in (b"", b"[]", b'{"type": "meeting.started"}'):
         async with aiohttp.ClientSession() as web, web.post(f"{mesh.url}/webhooks/daily", data=raw) as answer:
             assert answer.status == 401
+    for event in ({"id": 5, "type": "meeting.started"}, {"type": "meeting.started", "payload": {}}):
+        assert (await send_webhook(body["url"], WEBHOOK_SECRET, event))[0] == 400

@@ -248,6 +248,14 @@ async def test_no_server_is_an_error_that_says_what_to_do_and_no_secret():
         await SessionStore.connect("http://127.0.0.1:1", timeout_ms=100)
 
 
+async def test_a_server_that_wants_another_password_says_so_at_once_and_no_secret(servers: EmbeddedServers):
+    for login in ("", ":hush@"):
+        with pytest.raises(StoreError, match=r"refuses us: .* Set VALKEY_URL") as caught:
+            await SessionStore.connect(f"valkey://{login}127.0.0.1:{servers.valkey.port}/0", timeout_ms=60_000)
+        assert "hush" not in str(caught.value)
+        assert ".." not in str(caught.value)
+
+
 async def test_a_killed_server_is_an_error_while_it_is_gone_and_forgets_nothing(fresh_servers: EmbeddedServers):
     store = await SessionStore.connect(fresh_servers.valkey_url)
     session = new_session_id()

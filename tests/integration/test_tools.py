@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 from aiohttp import web
@@ -529,9 +529,9 @@ async def test_configurations_are_checked_beside_the_event_loop(reader: str, mon
         raise ConfigError("enough")
 
     monkeypatch.setattr(sessions, reader, read)
-    request = AsyncMock(match_info={"id": "a" * 26})
-    request.app = {WORKER: AsyncMock()}
-    request.read.return_value = b"{}"
+    request = MagicMock(match_info={"id": "a" * 26}, headers={}, read=AsyncMock(return_value=b"{}"))
+    request.app = {WORKER: MagicMock(store=AsyncMock())}
+    request.get.return_value = None
     with pytest.raises(ConfigError, match="enough"):
         await (sessions.create if reader == "parse_request" else sessions.change)(request)
     assert len(threads) == 1

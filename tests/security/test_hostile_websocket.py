@@ -419,6 +419,39 @@ async def test_pages_of_other_sites_and_other_names_do_not_get_a_websocket(mesh:
             assert (await allowed.receive_json(timeout=10))["type"] == "ready"
 
 
+async def test_only_a_session_s_own_way_back_leads_into_it(mesh: Mesh) -> None:
+    created, other = create(mesh), create(mesh)
+    async with join(created) as caller, join(other) as stranger:
+        own = (await caller.wait_for("ready"))["resume"]
+        foreign = (await stranger.wait_for("ready"))["resume"]
+        asked = [
+            (f"resume={foreign}", 401),
+            (f"resume={created['token']}", 401),
+            (f"token={own}", 401),
+            (f"resume=&token={created['token']}", 401),
+            ("resume=", 401),
+            (f"resume={own}&at=*", 422),
+            (f"resume={own}&at=1.2-3.4", 422),
+            (f"resume={own}&turn=-1", 422),
+            (f"resume={own}&turn=1&heard_ms=1e9", 422),
+            (f"resume={own}&turn={'9' * 30}", 422),
+        ]
+        async with aiohttp.ClientSession() as http:
+            for query, status in asked:
+                with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                    await http.ws_connect(f"{created['room_url']}?{query}")
+                assert refused.value.status == status, query
+            for query in (
+                "turn=999999999&heard_ms=999999999&at=999999999.999999999-0.0-0.0",
+                "turn=0&at=0.0-0.0-0.0",
+                "",
+            ):
+                async with http.ws_connect(f"{created['room_url']}?resume={own}&{query}") as back:
+                    assert (await back.receive_json(timeout=10))["type"] == "ready"
+    async with join(created) as caller:
+        await still_talks(caller)
+
+
 async def test_the_newer_of_two_connections_wins_and_the_older_is_told(mesh: Mesh) -> None:
     created = create(mesh)
     async with join(created) as older:

@@ -15,11 +15,12 @@ import pytest
 from meshag import cli
 from meshag.commands import doctor
 from meshag.commands.common import url_from
-from meshag.commands.demo import Show
+from meshag.commands.demo import Show, Talk, say_next, where
 from meshag.commands.doctor import Finding
 from meshag.commands.up import parse_workers
 from meshag.errors import ConfigError
 from meshag.models import command
+from meshag.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -115,6 +116,18 @@ def test_the_mesh_is_looked_for_where_it_can_be_reached(host: str, url: str, mon
     assert url_from(argparse.Namespace(url=None, port_base=9001)) == url
 
 
+def test_the_mesh_of_meshag_url_unless_the_command_names_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MESHAG_URL", "https://voice.example.com/")
+    assert url_from(argparse.Namespace(url=None, port_base=None)) == "https://voice.example.com"
+    assert url_from(argparse.Namespace(url="http://localhost:9", port_base=None)) == "http://localhost:9"
+    assert url_from(argparse.Namespace(url=None, port_base=9001)) == "http://127.0.0.1:9004"
+    monkeypatch.setenv("MESHAG_URL", "voice")
+    assert run("session", "list") == 2
+    assert "MESHAG_URL: 'voice'" in capsys.readouterr().err
+
+
 # -- config check, models ---------------------------------------------------------------------------------------------
 
 
@@ -175,6 +188,17 @@ def test_the_doctors_screen_is_one_screen_and_keeps_what_is_bad(utf8: bool) -> N
     assert utf8 or "".join(lines).isascii()
 
 
+def test_the_doctor_says_what_helps_a_model_of_ones_own_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESHAG_LOCAL_MODELS", "/nowhere/own.gguf")
+    for key in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    found = {item.detail.partition(":")[0]: item for item in doctor._configured(Settings()) if item.subject == "llm"}
+    assert {item.state for item in found.values()} == {"bad"}
+    assert "unset MESHAG_LOCAL_MODELS" in found["local"].fix
+    assert found["openai"].fix == ""
+    assert "OPENAI_API_KEY" in found["openai"].detail
+
+
 def test_the_doctor_never_shows_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in doctor.KEYS:
         monkeypatch.delenv(name, raising=False)
@@ -230,6 +254,56 @@ def test_a_reply_is_not_broken_within_words_nor_run_into_by_other_lines(
     assert [word for line in lines[:-1] for word in line.split()] == ["AGENT", *words]
     assert max(map(len, lines)) < 50
     assert lines[-1] == "  -- tts died and is started again --"
+
+
+def test_a_wait_is_shown_on_a_terminal_where_the_next_line_replaces_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Show().wait("speaking", 3.2)
+    assert not capsys.readouterr().out  # into a file: nothing
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show = Show()
+    show.wait("speaking", 3.2)
+    show.line("done")
+    assert "(speaking, 3 s)" in (shown := capsys.readouterr().out)
+    assert shown.endswith("\r\033[Kdone\n")
+    show.piece("An answer", first=True)
+    show.wait("thinking", 1)
+    assert capsys.readouterr().out.endswith("An answer")  # an answer that grows is not overwritten
+
+
+def test_what_the_caller_waits_for() -> None:
+    talk = Talk(None, Show())
+    events: list[tuple[dict[str, object], str]] = [
+        ({"type": "transcript", "final": False, "text": "Why", "provider": "p", "t_ms": 1}, ""),
+        ({"type": "turn_ended", "turn": 1, "text": "Why?", "speech_end_ms": 1}, "thinking"),
+        ({"type": "reply", "text": "Be", "t_ms": 2}, ""),
+        ({"type": "speech_started", "t_ms": 3}, ""),
+        ({"type": "reply", "text": "cause.", "t_ms": 4}, ""),
+        ({"type": "reply_ended", "reason": "stop"}, "speaking"),
+        ({"type": "speech_ended", "interrupted": False}, ""),
+    ]
+    for event, wanting in events:
+        talk._on_event(event)
+        assert talk.heard.wanting == wanting, event
+
+
+@pytest.mark.parametrize(
+    ("words", "again", "looking"),
+    [
+        ([], "demo --ask", "doctor "),
+        (["--port-base", "9081"], "demo --port-base 9081 --ask", "doctor --port-base 9081 "),
+        (["--url", "https://voice.example.com"], "demo --url https://voice.example.com --ask", "doctor "),
+    ],
+)
+def test_what_to_try_next_means_the_same_mesh(
+    words: list[str], again: str, looking: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = cli.parser("demo").parse_args(["demo", *words])
+    say_next(Show(), Path("answer.wav"), "demo", where(args))
+    shown = capsys.readouterr().out
+    assert again in shown
+    assert looking in shown
 
 
 # -- what it costs ----------------------------------------------------------------------------------------------------

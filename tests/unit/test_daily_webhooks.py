@@ -55,6 +55,8 @@ class TestWhose:
             (signed("1700000000", SIGNATURES["1700000000000"]), BODY, "webhook_forged"),
             (signed("1700000001", SIGNATURES["1700000000"]), BODY, "webhook_forged"),
             (signed("1700000000", "ü"), BODY, "webhook_forged"),
+            (signed("1700000000", "\udcff"), BODY, "webhook_forged"),  # a byte that is no text
+            (signed("1700000000\udcff", "x"), BODY, "webhook_forged"),
         ],
     )
     def test_what_daily_did_not_sign_is_not(self, headers: dict[str, str], body: bytes, code: str) -> None:

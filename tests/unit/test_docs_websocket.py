@@ -130,7 +130,7 @@ def test_every_route_is_on_its_page_and_nothing_else() -> None:
         for route in app.router.routes()
         if route.method != "HEAD" and route.resource is not None
     }
-    assert len(there) == 34
+    assert len(there) == 38
     assert set(re.findall(r"`((?:GET|POST|PATCH|DELETE|PUT) [^`]+)`", HTTP)) == there
     for title, text in re.findall(r"^## `(\w+ [^`]+)`\n(.*?)(?=^## |\Z)", HTTP, re.MULTILINE | re.DOTALL):
         assert "```\ncurl " in text or "websocket.md" in text, title

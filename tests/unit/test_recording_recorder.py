@@ -25,15 +25,25 @@ def said(text: str, seq: int) -> AnyFrame:
     return TextIn(turn=1, text=text, seq=seq, epoch=1)
 
 
-async def followed(bus: TapeBus, *, stop_after_s: float | None = None) -> tuple[Recording, str, int]:
+class SlowStore(TapeStore):
+    """A Valkey that takes its time."""
+
+    async def history(self, *args: Any) -> list[bytes]:
+        await asyncio.sleep(7)
+        return await super().history(*args)
+
+
+async def followed(
+    bus: TapeBus, *, stop_after_s: float | None = None, kind: type[TapeStore] = TapeStore, after_s: float = 0.1
+) -> tuple[Recording, str, int]:
     record = SessionRecord(SESSION, 1, SessionRequest())
-    store: Any = TapeStore(record, {})
+    store: Any = kind(record, {})
     there: Any = bus
     file = io.BytesIO()
     writer = Writer(file, Header(SESSION))
     recorder = Recorder(there, store, SESSION, writer)
     following = asyncio.create_task(recorder.follow())
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(after_s)
     await bus.publish(SUBJECT, encode(said("stored", 1)))
     bus._deliver(SUBJECT, encode(said("stored", 1)), {})  # sent again: heard twice, stored once
     bus._deliver(SUBJECT, encode(said("heard only", 2)), {})
@@ -71,3 +81,9 @@ def test_what_the_journal_did_not_take_is_written_while_the_session_goes_on() ->
     recording, reason, missed = run(followed(TapeBus(), stop_after_s=20), now_ns=10**18)
     assert texts(recording) == {"stored": [1], "heard only": [0]}
     assert (reason, missed) == ("stopped", 1)
+
+
+def test_what_has_only_not_been_looked_for_does_not_count_as_missed() -> None:
+    recording, _, missed = run(followed(TapeBus(), stop_after_s=40, kind=SlowStore, after_s=9), now_ns=10**18)
+    assert texts(recording) == {"stored": [1], "heard only": [0]}
+    assert missed == 1

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from meshag import subjects
+from meshag import clock, subjects
 from meshag.errors import BusError, MeshError, OverloadError
 from meshag.ids import WorkerId, new_session_id, new_worker_id
 from meshag.sessions.claims import Claim, Claimed, ensure_owner, find_owner
@@ -116,6 +116,28 @@ async def test_silence_is_death(bus: FakeBus, fleet: Fleet, deaths: list[WorkerI
         await asyncio.sleep(BEAT_MS / 1000)
     assert deaths == [ONE]
     assert fleet.is_alive(TWO)
+
+
+async def test_of_the_dead_it_is_known_when_they_were_last_heard(bus: FakeBus, fleet: Fleet, deaths: list[WorkerId]):
+    before_s = clock.monotonic_s()
+    bus.beat(ONE)
+    after_s = clock.monotonic_s()
+    assert fleet.last_heard_s(ONE) is None
+    for _ in range(MISSED_BEATS * 3):
+        bus.beat(TWO)
+        await asyncio.sleep(BEAT_MS / 1000)
+    heard_s = fleet.last_heard_s(ONE)
+    assert heard_s is not None
+    assert before_s <= heard_s <= after_s
+
+
+async def test_when_nobody_is_heard_nobody_is_judged(bus: FakeBus, fleet: Fleet, deaths: list[WorkerId]):
+    """NATS hangs, and the connection seems fine: who watches does not hear its own beats either."""
+    bus.beat(ONE)
+    bus.beat(TWO)
+    await asyncio.sleep(BEAT_MS * MISSED_BEATS * 3 / 1000)
+    assert deaths == []
+    assert fleet.is_alive(ONE)
 
 
 async def test_who_is_cut_off_itself_judges_nobody(bus: FakeBus, fleet: Fleet, deaths: list[WorkerId]):

@@ -36,6 +36,14 @@ def test_the_session_it_was_made_for_opens():
     verify(sign(SESSION, SECRET, 60), SESSION, SECRET)
 
 
+def test_one_use_is_not_the_other():
+    join, resume = sign(SESSION, SECRET, 60), sign(SESSION, SECRET, 60, "resume")
+    verify(resume, SESSION, SECRET, "resume")
+    assert _code(resume) == "token_invalid"
+    with pytest.raises(AuthError):
+        verify(join, SESSION, SECRET, "resume")
+
+
 def test_another_session_does_not():
     assert _code(sign(new_session_id(), SECRET, 60)) == "token_invalid"
 

@@ -37,6 +37,11 @@ def test_lines_without_times_are_placed_before_the_end_of_their_turn() -> None:
     assert not caller.interrupted
 
 
+def test_what_was_typed_is_shown_for_as_long_as_it_would_take_to_say() -> None:
+    (line,) = lines([Exchange(1, "Where is it, please?", "", False, at(6_000), at(1_000), at(1_000))], START_NS)
+    assert (line.start_ms, line.end_ms) == (1_000, 1_000 + 20 * 60)
+
+
 def test_a_silent_half_of_a_turn_has_no_line() -> None:
     found = lines([Exchange(1, "", "Welcome."), Exchange(2, "Hello?", " ")], 0)
     assert [(line.turn, line.speaker) for line in sorted(found, key=lambda line: line.turn)] == [

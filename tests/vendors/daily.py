@@ -1,7 +1,8 @@
-"""Daily's REST API, as far as rooms, tokens, presence, recordings, transcripts and webhooks go.
+"""Daily's REST API, as far as rooms, tokens, presence, recordings, transcripts, dial-out and webhooks go.
 
 From the API reference; the words in `info` are as people report them. Not in the reference: that a room which nobody
-is in cannot be recorded. `async with DailyStandIn() as vendor`, its base address is `vendor.url + "/v1"`.
+is in cannot be recorded, and what a dial-out that is not allowed is answered. `async with DailyStandIn() as vendor`,
+its base address is `vendor.url + "/v1"`.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from vendors.daily_words import (
     NAME,
     SHORT,
     AppMessageBody,
+    DialOutBody,
+    DialOutStopBody,
     EjectBody,
     RecordingBody,
     RoomBody,
@@ -81,6 +84,8 @@ class DailyStandIn(StandIn):
         self.recordings: dict[str, dict[str, Any]] = {}
         self.transcripts: dict[str, dict[str, Any]] = {}
         self.webhooks: dict[str, dict[str, Any]] = {}
+        self.dials = True
+        """Whether the domain's plan has dial-out."""
         self.next: list[dict[str, Any]] = []
         """What goes wrong with the next requests, one each: `status`, `retry_after`, or `lost` (it is done, and the
         answer does not arrive)."""
@@ -128,6 +133,8 @@ class DailyStandIn(StandIn):
             on("POST", f"{room}/recordings/stop", self._record_no_more),
             on("POST", f"{room}/transcription/start", self._transcribe),
             on("POST", f"{room}/transcription/stop", self._transcribe_no_more),
+            on("POST", f"{room}/dialOut/start", self._dial),
+            on("POST", f"{room}/dialOut/stop", self._dial_no_more),
             on("GET", "/recordings", self._recordings),
             on("GET", "/recordings/{id}", self._recording),
             on("GET", "/recordings/{id}/access-link", self._recording_link),
@@ -414,6 +421,31 @@ class DailyStandIn(StandIn):
         one = self._one(request, self.transcripts, "transcript")
         link = f"https://daily-test.s3.example/{one['transcriptId']}.vtt?signed=yes"
         return {"transcriptId": one["transcriptId"], "link": link}
+
+    # -- dial-out -----------------------------------------------------------------------------------------------------
+
+    async def _dial(self, request: web.Request) -> Any:
+        room, body = self._room(request), await self._body(request, DialOutBody)
+        whom = body.phoneNumber if isinstance(body.phoneNumber, str) else str(body.sipUri)
+        if not room.config.get("enable_dialout"):
+            raise Refused(400, "dialout is not enabled for this room")
+        if not self.dials:
+            raise Refused(400, f"this domain may not dial out to {whom}")
+        if not room.guests:
+            raise Refused(404, f"room {room.name} is not hosting a call")
+        session = str(uuid.uuid4())
+        guest = self.hall.sit(room.name, name=body.displayName if isinstance(body.displayName, str) else whom)
+        room.dialled[session] = guest.id
+        await self.hall.tell(room, {"type": "participant-joined", "participant": guest.seen()}, besides=guest.id)
+        return {"ok": "true", "sessionId": session}
+
+    async def _dial_no_more(self, request: web.Request) -> Any:
+        room, body = self._room(request), await self._body(request, DialOutStopBody)
+        guest = room.guests.get(room.dialled.pop(body.sessionId, ""))
+        if guest is None:
+            raise Refused(404, "no dialout to stop")
+        await self.hall.put_out(room, guest, "leftCall")
+        return {"ok": "true"}
 
     # -- webhooks -----------------------------------------------------------------------------------------------------
 

@@ -70,6 +70,8 @@ class Room:
     recording: str = ""
     """The id of what is being recorded."""
     transcript: str = ""
+    dialled: dict[str, str] = field(default_factory=dict)
+    """Who was called and is still there: the participant's id, by the dial-out's."""
     banned: set[str] = field(default_factory=set)
 
     def described(self) -> dict[str, Any]:

@@ -193,6 +193,35 @@ class StopBody(msgspec.Struct, forbid_unknown_fields=True):
     instanceId: str | UnsetType = UNSET  # noqa: N815
 
 
+class DialOutBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /rooms/:name/dialOut/start`."""
+
+    sipUri: str | UnsetType = UNSET  # noqa: N815
+    phoneNumber: str | UnsetType = UNSET  # noqa: N815
+    extension: str | UnsetType = UNSET
+    waitBeforeExtensionDialSec: int | UnsetType = UNSET  # noqa: N815
+    displayName: str | UnsetType = UNSET  # noqa: N815
+    userId: str | UnsetType = UNSET  # noqa: N815
+    callerId: str | UnsetType = UNSET  # noqa: N815
+    video: Flag = UNSET
+    videoSettings: dict[str, int] | UnsetType = UNSET  # noqa: N815
+    codecs: dict[Literal["audio", "video"], list[str]] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sipUri, str) == isinstance(self.phoneNumber, str):
+            raise ValueError("either sipUri or phoneNumber")
+        if isinstance(self.sipUri, str) and not self.sipUri.startswith("sip:"):
+            raise ValueError("sipUri must start with sip:")
+        if isinstance(self.phoneNumber, str) and not self.phoneNumber.startswith("+"):
+            raise ValueError("phoneNumber must start with the country code")
+
+
+class DialOutStopBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /rooms/:name/dialOut/stop`."""
+
+    sessionId: str  # noqa: N815
+
+
 class AppMessageBody(msgspec.Struct, forbid_unknown_fields=True):
     """The body of `POST /rooms/:name/send-app-message`."""
 

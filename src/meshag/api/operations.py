@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from meshag.api import schemas
 from meshag.sessions.config import SessionRequest
-from meshag.sessions.requests import ExtendRequest, RoomRequest, SayRequest, SwitchRequest
+from meshag.sessions.requests import DialOutRequest, ExtendRequest, RoomRequest, SayRequest, SwitchRequest
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ OPERATIONS: dict[str, Operation] = {
         {200: schemas.Changed},
         {"type": "object", "description": "A merge patch (RFC 7396) of the body of `POST /sessions/with-config`."},
         examples={"another prompt": {"config": {"system_prompt": "Answer in one word."}}},
+        problems={409: "`session_changed`: others were changing it all the while."},
     ),
     "POST /sessions/{id}/extend": Operation(
         "sessions", {200: schemas.Extended}, ExtendRequest, examples={"two hours": {"ttl_s": 7200}}, problems=_VENDOR
@@ -144,7 +145,11 @@ OPERATIONS: dict[str, Operation] = {
         "conversation",
         {101: None},
         query=(
-            Query("token", "From creating the session, or `POST /sessions/{id}/token`.", required=True),
+            Query("token", "From creating the session, or `POST /sessions/{id}/token`."),
+            Query("resume", "In its place, to come back: the last one that the connection before told."),
+            Query("at", "With `resume`: the last one that a message had."),
+            Query("turn", "With `resume`: the turn whose answer is being heard, 0: none.", {"type": "integer"}),
+            Query("heard_ms", "With `resume`: how much of that answer has come.", {"type": "integer"}),
             Query("rate", "Sample rate of what the caller sends.", {"type": "integer", "default": 16_000}),
             Query("out_rate", "Sample rate of what the caller hears.", {"type": "integer", "default": 24_000}),
         ),
@@ -184,6 +189,17 @@ OPERATIONS: dict[str, Operation] = {
     "GET /sessions/{id}/transcripts/{transcript}/link": Operation(
         "rooms", {200: _link("transcript")}, problems=_NO_ROOM
     ),
+    "POST /sessions/{id}/dial-out": Operation(
+        "rooms",
+        {201: _of(call_id=_TEXT)},
+        DialOutRequest,
+        examples={
+            "a telephone": {"phone_number": "+12015550123", "display_name": "Ada"},
+            "a SIP address": {"sip_uri": "sip:ada@example.com"},
+        },
+        problems=_NO_ROOM,
+    ),
+    "DELETE /sessions/{id}/dial-out/{call_id}": Operation("rooms", {204: None}, problems=_NO_ROOM),
     "GET /ws": Operation(
         "events",
         {101: None},
@@ -202,6 +218,10 @@ OPERATIONS: dict[str, Operation] = {
     "GET /providers": Operation("providers", {200: schemas.Providers}),
     "PUT /providers/{stage}/{name}": Operation(
         "providers", {200: schemas.Switched}, SwitchRequest, examples={"off": {"state": "off"}, "on": {"state": "on"}}
+    ),
+    "GET /workers": Operation("service", {200: schemas.FleetWorkers}),
+    "POST /workers/{worker}/drain": Operation(
+        "service", {202: schemas.FleetWorker}, problems={404: "`worker_not_found`: it is not there, or has left."}
     ),
     "GET /health": Operation("service", {200: schemas.Health}),
     "GET /ready": Operation("service", {200: schemas.Ready, 503: schemas.Ready}),

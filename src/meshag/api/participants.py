@@ -10,6 +10,8 @@ GET    /sessions/{id}/transcripts                     what was written down by t
 POST   /sessions/{id}/transcription/start             have it written down
 POST   /sessions/{id}/transcription/stop              stop
 GET    /sessions/{id}/transcripts/{transcript}/link   where a transcript can be had for a while
+POST   /sessions/{id}/dial-out                        call somebody into the room
+DELETE /sessions/{id}/dial-out/{call_id}              hang up
 """
 
 import re
@@ -22,8 +24,9 @@ from aiohttp import web
 from meshag.api import access
 from meshag.api.problems import problem
 from meshag.api.service import WORKER, session_id
-from meshag.connectors.contracts import Link, Participant, Rooms
+from meshag.connectors.contracts import Dial, Link, Participant, Rooms
 from meshag.errors import ConfigError
+from meshag.sessions.requests import DialOutRequest, parse
 from meshag.sessions.store import SessionRecord
 from meshag.sessions.strict_json import read_json
 from meshag.stages.attending import connector_of
@@ -48,6 +51,8 @@ def routes() -> list[web.RouteDef]:
         web.post(f"{at}/transcription/start", start_transcription),
         web.post(f"{at}/transcription/stop", stop_transcription),
         web.get(f"{at}/transcripts/{{transcript}}/link", transcript_link),
+        web.post(f"{at}/dial-out", dial_out),
+        web.delete(f"{at}/dial-out/{{call_id}}", hang_up),
     ]
 
 
@@ -171,3 +176,26 @@ async def recording_link(request: web.Request) -> web.Response:
 async def transcript_link(request: web.Request) -> web.Response:
     """Where a transcript can be had (WebVTT). Whoever has the address has the transcript, until it expires."""
     return await _link(request, "transcript", lambda rooms, room, one: rooms.transcript_link(room, one))
+
+
+@access.write
+async def dial_out(request: web.Request) -> web.Response:
+    """Call somebody into the room, by telephone or SIP. Answers with the call's id, by which it is hung up."""
+    asked = parse(DialOutRequest, await request.read())
+    record, rooms = await _room(request)
+    if rooms is None:
+        return _not_offered()
+    dial = Dial(asked.phone_number or "", asked.sip_uri or "", asked.display_name, asked.caller_id)
+    return web.json_response({"call_id": await rooms.dial_out(record.room, dial)}, status=201)
+
+
+@access.write
+async def hang_up(request: web.Request) -> web.Response:
+    """Hang up on somebody who was called."""
+    record, rooms = await _room(request)
+    if rooms is None:
+        return _not_offered()
+    call = request.match_info["call_id"]
+    if not _ID.fullmatch(call) or not await rooms.hang_up(record.room, call):
+        return problem(404, "call_not_found", "this session has no such call")
+    return web.Response(status=204)

@@ -55,6 +55,10 @@ def problem_of(error: MeshError) -> web.Response:
         return problem(502, error.code, str(error), headers=again)
     if error.code in _ASKED_FOR:
         return problem(422, error.code, str(error))
+    if error.code == "session_changed":
+        return problem(409, error.code, str(error), headers={"Retry-After": "1"})
+    if error.code == "webhook_invalid":
+        return problem(400, error.code, str(error))
     if error.code == MeshError.code:
         return problem(500, error.code, str(error))
     return problem(503, error.code, str(error), headers={"Retry-After": "1" if error.retryable else "60"})

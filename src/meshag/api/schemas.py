@@ -232,6 +232,26 @@ class Switched(msgspec.Struct, frozen=True, omit_defaults=True):
     since_ms: int = 0
 
 
+class FleetWorker(msgspec.Struct, frozen=True):
+    """A process that serves a stage of many sessions."""
+
+    worker: str
+    """Its id: 13 characters of a-z and 2-7, new with each start."""
+    stage: str
+    sessions: int
+    """That it has now."""
+    capacity: int
+    """How many it takes."""
+    draining: bool
+    """Whether it hands them over and ends."""
+
+
+class FleetWorkers(msgspec.Struct, frozen=True):
+    """Every worker that is alive, by stage."""
+
+    workers: list[FleetWorker]
+
+
 class Health(msgspec.Struct, frozen=True):
     """The process is alive."""
 

@@ -1,6 +1,7 @@
 """One service: a worker and its HTTP face, until a signal ends it."""
 
 import asyncio
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -8,7 +9,19 @@ from functools import partial
 import structlog
 from aiohttp import web
 
-from meshag.api import conversation, daily, events, openapi, page, participants, providers, rooms, sessions, stream
+from meshag.api import (
+    conversation,
+    daily,
+    events,
+    openapi,
+    page,
+    participants,
+    providers,
+    rooms,
+    sessions,
+    stream,
+    workers,
+)
 from meshag.api.elected import while_elected
 from meshag.api.feed import Feed
 from meshag.api.lifecycle import ATTENDANCE
@@ -50,7 +63,7 @@ def maker(stage: Stage) -> Make | None:
 
 def routes() -> list[web.RouteDef]:
     """Everything that the transport service answers beside what every service does."""
-    parts = (rooms, sessions, conversation, participants, stream, events, daily, providers, openapi, page)
+    parts = (rooms, sessions, conversation, participants, stream, events, daily, providers, workers, openapi, page)
     return [route for part in parts for route in part.routes()]
 
 
@@ -70,6 +83,7 @@ async def serve(stage: Stage, settings: Settings, port: int) -> None:
         if stage == "transport":
             if settings.keys_required and not await worker.store.keys.any():
                 log.warning("no_api_key", fix="make one: meshag key create --name NAME; see docs/access.md")
+            worker.url = address_of(settings, port)
             switchboard = Switchboard(worker)
             app = service(worker, routes())
             app[stream.SWITCHBOARD] = switchboard
@@ -89,6 +103,7 @@ async def serve(stage: Stage, settings: Settings, port: int) -> None:
         await worker.open_claims()
         if attendance is not None:
             await attendance.start()
+        worker.on_drain = lambda: None if stop.asked.is_set() else stop.ask()
         stop.listen()
         log.info("service_ready", stage=stage, url=f"http://{settings.host}:{port}")
         await stop.asked.wait()
@@ -111,6 +126,15 @@ async def serve(stage: Stage, settings: Settings, port: int) -> None:
                     await runner.cleanup()
         except TimeoutError:
             log.warning("closed_late", stage=stage)
+
+
+def address_of(settings: Settings, port: int) -> str:
+    """Where callers reach a transport service, as the others tell them; empty where nobody can know."""
+    public = settings.public_url.rstrip("/")
+    if not public and settings.host in ("0.0.0.0", "::"):
+        return ""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return re.sub("^http", "ws", public) or f"ws://{host}:{port}"
 
 
 async def shared_work(worker: Worker, endpoint: Endpoint | None) -> list[asyncio.Task[None]]:

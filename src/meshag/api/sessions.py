@@ -10,6 +10,8 @@ DELETE /sessions/{id}            end it
 """
 
 import asyncio
+import random
+import re
 from typing import Any
 
 from aiohttp import web
@@ -20,7 +22,7 @@ from meshag.api.idempotency import once
 from meshag.api.lifecycle import Wish, begin, check
 from meshag.api.service import WORKER, announce, session_id
 from meshag.api.tokens import another, renewed
-from meshag.errors import ConfigError, SessionError
+from meshag.errors import ConfigError, SessionError, StoreError
 from meshag.frames import ConfigChanged
 from meshag.ids import SessionId
 from meshag.sessions.config import parse_request, patched, stages_of
@@ -28,10 +30,16 @@ from meshag.sessions.pages import cursor_of, place_of
 from meshag.sessions.requests import ExtendRequest, parse
 from meshag.sessions.store import SessionRecord
 from meshag.sessions.strict_json import read_json
+from meshag.stages.worker import Worker
 
 _changing = asyncio.Lock()
 """One change of a configuration at a time: each is made of what the one before it has stored."""
 
+CHANGE_TRIES = 20
+"""A change is made so often, each time of what another worker has stored meanwhile; then its sender is told."""
+
+CHANGE_WAIT_S = 0.02
+"""Before it is made again, at most."""
 
 STATUSES = ("created", "live", "idle")
 """What a session's status may be."""
@@ -78,10 +86,8 @@ async def listing(request: web.Request) -> web.Response:
     status, cursor = request.query.get("status", ""), request.query.get("cursor", "")
     if status and status not in STATUSES:
         raise ConfigError("there is no such status", path="status", fix=f"one of {', '.join(STATUSES)}")
-    try:
-        limit = int(request.query.get("limit", "100"))
-    except ValueError:
-        limit = 0
+    asked = request.query.get("limit", "100")
+    limit = int(asked) if re.fullmatch("[0-9]{1,4}", asked) else 0
     after = place_of(cursor) if cursor else None
     if not 1 <= limit <= 1000:
         raise ConfigError("limit is not a number from 1 to 1000", path="limit", fix="for example ?limit=100")
@@ -124,20 +130,17 @@ async def change(request: web.Request) -> web.Response:
     worker = request.app[WORKER]
     session, patch = session_id(request), read_json(await request.read())
     async with _changing:
-        record = await worker.store.load(session)
-        asked = await asyncio.to_thread(patched, record.request, patch)
-        check(worker, asked)
-        if asked != record.request:
-            before, record = record, await worker.store.change_config(record, asked)
-            if asked.ttl_s != before.request.ttl_s:
-                record = await worker.store.extend(record, asked.ttl_s or worker.settings.session_ttl_s)
+        before, record = await _patch(worker, session, patch)
+        if record.version != before.version:
+            if record.request.ttl_s != before.request.ttl_s:
+                record = await worker.store.extend(record, record.request.ttl_s or worker.settings.session_ttl_s)
             await announce(worker, record.id, ConfigChanged(version=record.version))
             await worker.events.tell("session_updated", record.id, record.key, version=record.version)
     return web.json_response(
         {
             "session_id": record.id,
             "version": record.version,
-            "config": asked.config.model_dump(by_alias=True, mode="json"),
+            "config": record.request.config.model_dump(by_alias=True, mode="json"),
         }
     )
 
@@ -168,6 +171,27 @@ async def end(request: web.Request) -> web.Response:
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
+
+
+async def _patch(worker: Worker, session: SessionId, patch: Any) -> tuple[SessionRecord, SessionRecord]:
+    """The session as it was and as it is now: patched anew when another transport worker's change came between.
+
+    Raises StoreError (`session_changed`) when one came between every time.
+    """
+    tries = 0
+    while True:
+        record = await worker.store.load(session)
+        asked = await asyncio.to_thread(patched, record.request, patch)
+        check(worker, asked)
+        if asked == record.request:
+            return record, record
+        tries += 1
+        try:
+            return record, await worker.store.change_config(record, asked)
+        except StoreError as error:
+            if error.code != "session_changed" or tries == CHANGE_TRIES:
+                raise
+        await asyncio.sleep(random.uniform(0, CHANGE_WAIT_S))
 
 
 def _summary(record: SessionRecord) -> dict[str, Any]:

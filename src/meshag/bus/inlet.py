@@ -9,7 +9,7 @@ from meshag import clock, subjects
 from meshag.bus.connection import Bus, Subscription
 from meshag.bus.journal import Journal, source_of
 from meshag.errors import BusError, WireError
-from meshag.frames import AnyFrame, decode
+from meshag.frames import AnyFrame, Unknown, decode
 
 log = structlog.get_logger("meshag.bus")
 
@@ -149,6 +149,8 @@ class Inlet:
         except WireError as error:
             log.warning("frame_unknown", subject=self._subject, error=str(error))
             return
+        if isinstance(frame, Unknown):
+            log.info("frame_of_newer_version", subject=self._subject, kind=frame.kind)
         self.push(frame)
 
     def _is_next(self, frame: AnyFrame) -> bool:

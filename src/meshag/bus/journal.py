@@ -149,7 +149,7 @@ class Journal:
 
 def source_of(frame: AnyFrame) -> str | None:
     """Who published a control frame; None on subjects with one producer."""
-    return getattr(frame, "source", None)
+    return getattr(frame, "source", None) or None
 
 
 def _as_heard(stored: list[AnyFrame]) -> list[AnyFrame]:

@@ -139,6 +139,16 @@ class AsyncClient:
         """Switch a provider off for all calls, or on again."""
         return await self._do(calls.switch(stage, name, state))
 
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    async def workers(self) -> schemas.FleetWorkers:
+        """Every worker that is alive."""
+        return await self._do(calls.workers())
+
+    async def drain(self, worker: str) -> schemas.FleetWorker:
+        """Have a worker hand its sessions over and end."""
+        return await self._do(calls.drain(worker))
+
     # -- events -------------------------------------------------------------------------------------------------------
 
     def events(

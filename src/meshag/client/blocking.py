@@ -126,6 +126,16 @@ class Client:
         """Switch a provider off for all calls, or on again."""
         return self._do(calls.switch(stage, name, state))
 
+    # -- workers ------------------------------------------------------------------------------------------------------
+
+    def workers(self) -> schemas.FleetWorkers:
+        """Every worker that is alive."""
+        return self._do(calls.workers())
+
+    def drain(self, worker: str) -> schemas.FleetWorker:
+        """Have a worker hand its sessions over and end."""
+        return self._do(calls.drain(worker))
+
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> Any:

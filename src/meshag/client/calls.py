@@ -182,6 +182,16 @@ def switch(stage: str, name: str, state: str) -> Call[schemas.Switched]:
     return Call("PUT", path, schemas.Switched, _json({"state": state}))
 
 
+def workers() -> Call[schemas.FleetWorkers]:
+    """`GET /workers`."""
+    return Call("GET", "/workers", schemas.FleetWorkers)
+
+
+def drain(worker: str) -> Call[schemas.FleetWorker]:
+    """`POST /workers/{worker}/drain`."""
+    return Call("POST", f"/workers/{quote(worker, safe='')}/drain", schemas.FleetWorker)
+
+
 def watch(after: int | None, types: Sequence[str], sessions: Sequence[str]) -> str:
     """The path of `GET /ws`."""
     asked = {"after": after, "types": ",".join(types), "sessions": ",".join(sessions)}

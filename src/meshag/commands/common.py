@@ -69,17 +69,21 @@ def add_url(parser: argparse.ArgumentParser) -> None:
     """`--url` and `--port-base`: which mesh to talk to."""
     parser.add_argument(
         "--url",
-        help="the transport service (default: http://127.0.0.1:8084); where it wants an API key, set MESHAG_API_KEY",
+        help="the transport service (default: MESHAG_URL, else http://127.0.0.1:8084); where it wants an API key, set "
+        "MESHAG_API_KEY",
     )
     add_port_base(parser)
 
 
 def url_from(args: argparse.Namespace) -> str:
-    """The transport service that the command line means. Raises ConfigError."""
-    if not args.url:
+    """The transport service that the command line means, else the one of MESHAG_URL. Raises ConfigError."""
+    given, name = args.url, "--url"
+    if not given and args.port_base is None:
+        given, name = os.environ.get("MESHAG_URL"), "MESHAG_URL"
+    if not given:
         settings = settings_from(args)
         return f"http://{_reachable(settings.host)}:{settings.port('transport')}"
-    url = str(args.url).rstrip("/")
+    url = str(given).rstrip("/")
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -87,7 +91,7 @@ def url_from(args: argparse.Namespace) -> str:
         good = False
     if not good:
         raise ConfigError(
-            f"--url: '{url}' is not the address of a service", path="--url", fix="as in http://127.0.0.1:8084"
+            f"{name}: '{url}' is not the address of a service", path=name, fix="as in http://127.0.0.1:8084"
         )
     return url
 

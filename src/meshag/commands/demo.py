@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         status = asyncio.run(until_signal(converse(url, script, show), signals))
     if status is None:
         return 128 + (signals.came or signal.SIGINT)
-    say_next(show, script.out, "demo")
+    say_next(show, script.out, "demo", where(args))
     return status
 
 
@@ -169,6 +170,11 @@ class Show:
         else:
             self.line(f"  ..     {text}   (interim)")
 
+    def wait(self, what: str, seconds: float) -> None:
+        """What the conversation waits for, and since when: on a terminal, where the next line replaces it."""
+        if self._live and self._open != "growing":
+            self.interim(f"({what}, {seconds:.0f} s)")
+
     def piece(self, text: str, *, first: bool) -> None:
         """The next piece of a line that grows."""
         if first or self._open != "growing":
@@ -206,7 +212,18 @@ class Heard:
     times_ms: dict[str, int] = field(default_factory=dict)
     """When each stage began to speak, Unix ms."""
     model: str = ""
+    asked: bool = False
+    """The question is complete."""
+    replied: bool = False
+    """The reply's text is complete; it may still be being spoken."""
     over: bool = False
+
+    @property
+    def wanting(self) -> str:
+        """What the caller waits for now."""
+        if self.asked and not self.reply and not self.over:
+            return "thinking"
+        return "speaking" if self.replied and "tts" in self.times_ms and not self.over else ""
 
 
 class Talk:
@@ -216,6 +233,8 @@ class Talk:
         self._socket = socket
         self._show = show
         self._changed = asyncio.Event()
+        self._event_s = clock.monotonic_s()
+        """When the last event came."""
         self.heard = Heard()
         self.audio = bytearray()
         self.problems: list[str] = []
@@ -234,6 +253,14 @@ class Talk:
             self.closed = True
             self._changed.set()
 
+    async def tell_waits(self) -> None:
+        """Show what lasts longer than a second, until cancelled."""
+        while True:
+            await asyncio.sleep(1)
+            since_s = clock.monotonic_s() - self._event_s
+            if since_s >= 1 and (what := self.heard.wanting):
+                self._show.wait(what, since_s)
+
     async def say(self, pcm: bytes) -> None:
         """Speak in real time, then be silent, as a microphone is, until the answer is over."""
         self.heard = Heard()
@@ -251,7 +278,8 @@ class Talk:
 
     async def type(self, text: str) -> None:
         """Type a question and wait until the answer is over."""
-        self.heard = Heard(typed=True, speech_end_ms=clock.wall_ns() // clock.MS)
+        self.heard = Heard(typed=True, asked=True, speech_end_ms=clock.wall_ns() // clock.MS)
+        self._event_s = clock.monotonic_s()
         self._show.line(f"  YOU    {text}   (typed)")
         await self._socket.send_str(msgspec.json.encode({"type": "text", "text": text}).decode())
         try:
@@ -269,6 +297,7 @@ class Talk:
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind, heard = event["type"], self.heard
+        self._event_s = clock.monotonic_s()
         if kind == "transcript":
             if event["final"]:
                 heard.times_ms["stt"] = event["t_ms"]
@@ -276,7 +305,7 @@ class Talk:
             else:
                 self._show.interim(event["text"])
         elif kind == "turn_ended" and event["text"]:
-            heard.turn = event["turn"]
+            heard.turn, heard.asked = event["turn"], True
             if not heard.typed:
                 heard.speech_end_ms = event["speech_end_ms"]
         elif kind == "reply_started":
@@ -287,6 +316,7 @@ class Talk:
             heard.reply.append(event["text"])
         elif kind == "reply_ended" and heard.reply:
             self._show.close()
+            heard.replied = True
             if event["reason"] == "interrupted":
                 self._show.line("         (interrupted: the caller spoke on)")
         elif kind == "speech_started":
@@ -328,7 +358,7 @@ async def converse(url: str, script: Script, show: Show) -> int:
             client.ws_connect(address, max_msg_size=0, timeout=closing) as socket,
         ):
             talk = Talk(socket, show)
-            listening = asyncio.create_task(talk.listen())
+            listening, telling = asyncio.create_task(talk.listen()), asyncio.create_task(talk.tell_waits())
             try:
                 for title, pcm in script.recordings:
                     seconds = duration_ms(pcm) / 1000
@@ -344,7 +374,8 @@ async def converse(url: str, script: Script, show: Show) -> int:
             finally:
                 show.close()
                 listening.cancel()
-                await asyncio.gather(listening, return_exceptions=True)
+                telling.cancel()
+                await asyncio.gather(listening, telling, return_exceptions=True)
     except (aiohttp.ClientError, OSError) as error:
         why = f": {'; '.join(talk.problems)}" if talk.problems else ""
         raise MeshError(
@@ -386,26 +417,33 @@ def _write(show: Show, out: Path, audio: bytes, model: str) -> None:
         show.line(f"The answers came from {name}{on}. A stronger model: docs/models.md")
 
 
-def say_next(show: Show, out: Path, command: str) -> None:
+def where(args: argparse.Namespace) -> str:
+    """What a further command line needs in order to mean the same mesh."""
+    if getattr(args, "url", None):
+        return f" --url {shlex.quote(args.url)}"
+    return f" --port-base {args.port_base}" if args.port_base else ""
+
+
+def say_next(show: Show, out: Path, command: str, place: str = "") -> None:
     """What to try next. `command`: the one that was run; empty when the mesh stays up and tells more itself."""
     player = next((name for name in ("ffplay", "aplay", "paplay", "afplay") if shutil.which(name)), "")
     if command or player:
         show.line("\nTry next:")
     if player:
-        show.line(f"  {player} {out}")
+        show.line(f"  {player} {shlex.quote(str(out))}")
     if command:
         tries = [
-            (f'{command} --ask "What is the capital of France?"', "type a question instead"),
-            (f"{command} --wav my-question.wav", "your own recording (mono, 16 bit)"),
-            ("doctor", "what is installed and reachable"),
+            (f'{command}{place} --ask "What is the capital of France?"', "type a question instead"),
+            (f"{command}{place} --wav my-question.wav", "your own recording (mono, 16 bit)"),
+            (f"doctor{place if '--port-base' in place else ''}", "what is installed and reachable"),
         ]
         if command == "run":
-            tries.append(("up", "leave it running, with a page to talk to it"))
+            tries.append((f"up{place}", "leave it running, with a page to talk to it"))
         say_commands(tries)
 
 
 def say_commands(tries: list[tuple[str, str]]) -> None:
     """Commands to type, and what each is good for."""
-    name = program()
+    name, width = program(), max(len(command) for command, _ in tries)
     for command, what in tries:
-        print(f"  {name} {command:<45}  {what}", flush=True)
+        print(f"  {name} {command:<{width}}  {what}", flush=True)

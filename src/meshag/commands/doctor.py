@@ -357,8 +357,17 @@ def _configured(settings: Settings) -> Iterator[Finding]:
         for name, (available, detail) in found.items():
             fetched = name == "local" and "the model" in detail and all(map(find_spec, ENGINES))
             state: State = "good" if available else "note" if able else "warning" if fetched else "bad"
-            fix = "" if available or able else "meshag up fetches it" if fetched else "pip install 'meshag[local]'"
+            fix = "" if available or able else "meshag up fetches it" if fetched else _remedy(name, detail)
             yield Finding("Configured", stage, state, f"{name}: {detail or 'available'}", fix)
+
+
+def _remedy(name: str, detail: str) -> str:
+    """What helps where `detail` does not say it already, as it does for a key that is not set."""
+    if name != "local":
+        return ""
+    if "MESHAG_LOCAL_MODELS" in detail:
+        return "name a file that is there, or unset MESHAG_LOCAL_MODELS"
+    return "pip install 'meshag[local]'"
 
 
 def _state(registry: Registry, stage: Stage, name: str) -> tuple[bool, str]:

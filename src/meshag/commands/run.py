@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
                 show = demo.Show()
                 status = asyncio.run(_demonstrate(mesh, script, show, signals))
                 if status is not None:
-                    demo.say_next(show, script.out, "" if stays else "run")
+                    demo.say_next(show, script.out, "" if stays else "run", demo.where(args))
                 if status == 0 and stays:
                     _stay(mesh, args)
         except KeyboardInterrupt:
@@ -66,8 +66,7 @@ async def _demonstrate(mesh: Mesh, script: demo.Script, show: demo.Show, signals
 def _stay(mesh: Mesh, args: argparse.Namespace) -> None:
     """Be there until a signal comes."""
     up.begin_spares(mesh)
-    where = f" --port-base {args.port_base}" if args.port_base else ""
     print(f"\nThe mesh stays up: talk to it at {up.shown(mesh.url)} (Ctrl-C ends it). In another terminal:")
-    demo.say_commands([(f'demo{where} --ask "What is the capital of France?"', "type a question")])
+    demo.say_commands([(f'demo{demo.where(args)} --ask "What is the capital of France?"', "type a question")])
     print(f"  kill -9 {mesh.find('tts').child.pid}   while it speaks: another worker goes on", flush=True)
     up.tend(mesh, print)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             with started(mesh, signals):
                 is_up = True
                 begin_spares(mesh)
+                _say_servers(mesh)
                 print("\nStop it with Ctrl-C.", flush=True)
                 tend(mesh, print)
         except KeyboardInterrupt:
@@ -131,6 +133,12 @@ def _begin(mesh: Mesh) -> None:
     print("  A stronger model: docs/models.md", flush=True)
 
 
+def _say_servers(mesh: Mesh) -> None:
+    """How other commands, which do not ask a service, find this mesh."""
+    if path := mesh.tell_servers():
+        print(f"\nFor `meshag record` and `meshag key`, in another terminal: . {shlex.quote(str(path))}", flush=True)
+
+
 def _say_key(mesh: Mesh) -> None:
     """Make and show the first API key of a mesh that wants one: nobody else knows the address of its Valkey."""
     from meshag.commands.key import first_key
@@ -168,7 +176,8 @@ def tend(mesh: Mesh, say: Callable[[str], object]) -> None:
 def tend_once(mesh: Mesh, say: Callable[[str], object]) -> None:
     """Restart what has died."""
     for name in mesh.tend():
-        say(f"  -- {name} died and is started again --")
+        pid = next((f", pid {service.child.pid}" for service in mesh.services if service.name == name), "")
+        say(f"  -- {name} died and is started again{pid} --")
 
 
 def shown(url: str) -> str:

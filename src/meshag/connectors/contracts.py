@@ -442,6 +442,22 @@ class Link:
     """Unix time; 0: not told."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Whom to call. Its `repr` tells nothing of them: a number is somebody's, and never in a log."""
+
+    phone_number: str = field(default="", repr=False)
+    """E.164: `+` and 7 to 15 digits. Empty: `sip_uri` says who."""
+
+    sip_uri: str = field(default="", repr=False)
+
+    display_name: str = field(default="", repr=False)
+    """What the others in the room see. Empty: the connector's own word, which is not the number."""
+
+    caller_id: str = field(default="", repr=False)
+    """What the one who is called sees, as the room's provider knows it. Empty: the provider's choice."""
+
+
 class Rooms(ABC):
     """What a transport offers beside inviting whose callers meet in rooms. `room`: of the session's invitation.
 
@@ -491,6 +507,14 @@ class Rooms(ABC):
     @abstractmethod
     async def transcript_link(self, room: Mapping[str, Any], transcript: str) -> Link | None:
         """Where one can be had (WebVTT); None: the room has no such transcript."""
+
+    @abstractmethod
+    async def dial_out(self, room: Mapping[str, Any], dial: Dial) -> str:
+        """Call somebody into the room, once: a second attempt would ring twice. Returns the call's id."""
+
+    @abstractmethod
+    async def hang_up(self, room: Mapping[str, Any], call: str) -> bool:
+        """End a call. False: the room has no such call."""
 
 
 class Caller(ABC):

@@ -48,6 +48,12 @@ PAGE = 100
 INFO_CHARS = 200
 """As much of Daily's own words is repeated."""
 
+NO_DIAL_OUT = (
+    "Daily does not dial: the plan of this domain has no dial-out, "
+    "or Daily does not take this number or caller_id, or is dialling already"
+)
+"""What 400 and 403 to a dial-out mean."""
+
 
 class Missing(ProviderRejected):
     """What was asked for is not there (404)."""
@@ -135,6 +141,10 @@ class _RecordingLink(msgspec.Struct):
 
 class _TranscriptLink(msgspec.Struct):
     link: str
+
+
+class _Dialled(msgspec.Struct, rename="camel"):
+    session_id: str
 
 
 class _Error(msgspec.Struct):
@@ -256,6 +266,27 @@ class DailyApi:
         path = f"/transcript/{quote(transcript, safe='')}/access-link"
         return (await self._call("GET", path, _TranscriptLink)).link
 
+    # -- who is called ------------------------------------------------------------------------------------------------
+
+    async def dial_out(self, name: str, body: Mapping[str, Any]) -> str:
+        """Call somebody into a room; tells the call's id. `body` in Daily's words, which no error repeats.
+
+        Asked once, but where Daily says that it did nothing (429): a second attempt would ring twice.
+        """
+        path = f"/rooms/{quote(name)}/dialOut/start"
+        try:
+            return (await self._call("POST", path, _Dialled, body, once=True, refused=NO_DIAL_OUT)).session_id
+        except Missing as error:
+            raise ProviderUnavailable(f"{error}: nobody is in the room yet, or it is gone") from None
+        except ProviderLimited:
+            raise
+        except (ProviderUnavailable, ProviderTimeout, ProviderGarbage) as error:
+            raise type(error)(f"{error}; whether it dials is not known", retryable=False) from None
+
+    async def hang_up(self, name: str, call: str) -> None:
+        """End such a call. Raises Missing."""
+        await self._call("POST", f"/rooms/{quote(name)}/dialOut/stop", dict, {"sessionId": call})
+
     # -- one call -----------------------------------------------------------------------------------------------------
 
     async def _call(
@@ -267,8 +298,14 @@ class DailyApi:
         *,
         query: Mapping[str, Any] | None = None,
         deadline_s: float | None = None,
+        once: bool = False,
+        refused: str = "",
     ) -> T:
-        """Ask until there is an answer, or the deadline has passed. May be cancelled at any await."""
+        """Ask until there is an answer, or the deadline has passed. May be cancelled at any await.
+
+        `once`: only what Daily was too busy to do (429) is asked again. `refused`: what a no means, in place of
+        Daily's words, which may repeat what the body says.
+        """
         end_s = clock.monotonic_s() + (deadline_s or self._deadline_s)
         url = f"{self._base}{path}" + (f"?{urlencode(query)}" if query else "")
         wait_s = FIRST_WAIT_S
@@ -276,10 +313,13 @@ class DailyApi:
         while True:
             try:
                 with failures("daily"):
-                    async with asyncio.timeout(min(ATTEMPT_S, end_s - clock.monotonic_s())):
-                        raw = await self._once(method, url, body)
+                    left_s = end_s - clock.monotonic_s()
+                    async with asyncio.timeout(left_s if once else min(ATTEMPT_S, left_s)):
+                        raw = await self._once(method, url, body, refused)
                 return _read(raw, kind)
             except (ProviderUnavailable, ProviderTimeout) as error:
+                if once and not isinstance(error, ProviderLimited):
+                    raise _named(error) from error
                 pause_s = random.uniform(wait_s / 2, wait_s)
                 if isinstance(error, ProviderLimited) and error.retry_after_s is not None:
                     pause_s += error.retry_after_s
@@ -291,7 +331,7 @@ class DailyApi:
             await asyncio.sleep(pause_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
-    async def _once(self, method: str, url: str, body: Any) -> bytes:
+    async def _once(self, method: str, url: str, body: Any, refused: str = "") -> bytes:
         headers = {"Authorization": f"Bearer {self._key}"}
         data = None
         if body is not None:
@@ -302,14 +342,14 @@ class DailyApi:
             method, url, headers=headers, data=data, allow_redirects=False, timeout=limit
         ) as answer:
             if answer.status != 200:
-                raise self._refusal(answer.status, await _most(answer, ERROR_BYTES), answer.headers)
+                raise self._refusal(answer.status, await _most(answer, ERROR_BYTES), answer.headers, refused)
             raw = await _most(answer, ANSWER_BYTES + 1)
             if len(raw) > ANSWER_BYTES:
                 raise ProviderGarbage("daily: an endless answer")
             return raw
 
-    def _refusal(self, status: int, body: bytes, headers: Mapping[str, str]) -> ConnectorError:
-        """What an error's answer means: `{"error": code, "info": words}`."""
+    def _refusal(self, status: int, body: bytes, headers: Mapping[str, str], refused: str = "") -> ConnectorError:
+        """What an error's answer means: `{"error": code, "info": words}`. `refused`: words in place of those."""
         try:
             said = msgspec.json.decode(body, type=_Error)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -319,7 +359,8 @@ class DailyApi:
         if status == 401 or code in ("authentication-error", "authorization-header-error"):
             return ProviderRejected(f"{what}: Daily does not know DAILY_API_KEY", code="provider_unauthorized")
         if status == 403:
-            return ProviderRejected(f"{what}: DAILY_API_KEY may not do this", code="provider_unauthorized")
+            words = refused or "DAILY_API_KEY may not do this"
+            return ProviderRejected(f"{what}: {words}", code="provider_unauthorized")
         if status == 404:
             return Missing(what)
         if status == 429:
@@ -328,7 +369,7 @@ class DailyApi:
             return ProviderUnavailable(what)
         if not 400 <= status < 500:
             return ProviderGarbage(what)
-        info = self._harmless(said.info)
+        info = refused or self._harmless(said.info)
         if "already exists" in info:
             return Taken(what)
         return ProviderRejected(what + (f": {info}" if info else ""))

@@ -69,6 +69,8 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, now_s: float) -
     timestamp, shown = headers.get("X-Webhook-Timestamp", ""), headers.get("X-Webhook-Signature", "")
     if not timestamp or not shown:
         raise AuthError("the webhook is not signed", code="webhook_unsigned")
+    if not (timestamp + shown).isascii():  # a header's other bytes cannot be encoded
+        raise AuthError("the webhook's signature is not Daily's", code="webhook_forged")
     try:
         key = base64.b64decode(secret, validate=True)
     except (binascii.Error, ValueError):

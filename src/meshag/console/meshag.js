@@ -4,7 +4,7 @@
  * talk        click → microphone → session → connection
  * onEvent     the service's events → captions, state
  * onAudio     the agent's voice → speaker
- * onClosed    → reconnect, or the end
+ * onClosed    → comeBack: the same conversation, over another connection; or the end
  *
  * `?session=<id>` joins a session that exists; else each Talk makes one.
  */
@@ -27,8 +27,14 @@ const STATES = {
   hearing: "Hearing you",
   thinking: "Thinking",
   speaking: "Speaking",
+  resuming: "Connection lost, coming back…",
   lost: "Connection lost",
 };
+
+/** How long a lost connection is tried again before the person is asked to, how often, and what is said meanwhile. */
+const COME_BACK_MS = 20000;
+const AGAIN_MS = 300;
+const KEPT_FRAMES = 150;
 
 const ENDINGS = {
   ended: "The session has ended.",
@@ -42,7 +48,9 @@ let session = null;
 let connection = null;
 let microphone = null;
 let speaker = null;
-let phase = "idle"; // idle, asking, connecting, live, lost
+let phase = "idle"; // idle, asking, connecting, live, resuming, lost
+let lostAt = 0; // when the connection broke that is being replaced
+let unheard = []; // frames of the microphone that wait for a connection
 let listens = false; // whether the person wants to speak, not only type
 let refusal = ""; // why the service takes no connection
 let voice = false; // the person's, as the service hears it
@@ -111,7 +119,7 @@ function type(submit) {
     connection.type(text);
   } else {
     unsent.push(text);
-    talk({ listen: false });
+    if (phase !== "resuming") talk({ listen: false });
   }
 }
 
@@ -152,8 +160,10 @@ function onEvent(event) {
 const events = {
   ready(event) {
     facts({ session: event.session, ...event.owners });
+    if (phase !== "resuming") captions.announce("Connected");
     to("live");
-    captions.announce("Connected");
+    lostAt = 0;
+    connection.catchUp(unheard.splice(0));
     for (const text of unsent.splice(0)) connection.type(text);
   },
   voice_started: () => (voice = true),
@@ -173,6 +183,12 @@ const events = {
     agent = "speaking";
     speaking = event.turn;
   },
+  speech_resumed(event) {
+    speaker.begin();
+    agent = "speaking";
+    speaking = event.turn;
+  },
+  draining: () => comeBack("The service is leaving."),
   speech_ended(event) {
     if (event.interrupted) speaker.clear();
     if (event.turn >= speaking) agent = "";
@@ -189,7 +205,8 @@ const events = {
   session_ended(event) {
     const why = ENDINGS[event.reason] ?? "The service has closed the connection.";
     if (OVER.includes(event.reason)) leave(why);
-    else lose(why);
+    else if (event.reason === "replaced") lose(why);
+    else comeBack(why);
   },
 };
 
@@ -199,12 +216,43 @@ function onAudio(pcm) {
 
 function onClosed(code, reason) {
   const why = { 1013: `The service cannot keep the connection: ${reason}.` }[code] ?? "The connection was lost.";
-  lose(refusal || why);
+  if (refusal) lose(refusal);
+  else comeBack(why);
+}
+
+/** Go on over another connection, with the microphone and what is being heard as they are. */
+function comeBack(why) {
+  const now = performance.now();
+  lostAt ||= now;
+  connection?.leave();
+  connection = null;
+  if (!session?.resumable || now - lostAt > COME_BACK_MS || !["live", "resuming"].includes(phase)) {
+    lose(why);
+    return;
+  }
+  voice = false;
+  to("resuming");
+  setTimeout(
+    () => {
+      if (phase !== "resuming" || connection) return;
+      connection = session.resume({
+        microphone_hz: microphone?.rate ?? 0,
+        speaker_hz: speaker.rate,
+        on: { event: onEvent, audio: onAudio, closed: onClosed },
+      });
+    },
+    lostAt === now ? 0 : AGAIN_MS,
+  );
 }
 
 function onFrame(pcm, level) {
   element("level").value = level;
-  connection?.hear(pcm);
+  if (phase === "resuming") {
+    unheard.push(pcm);
+    unheard.splice(0, unheard.length - KEPT_FRAMES);
+  } else {
+    connection?.hear(pcm);
+  }
 }
 
 // -- between the two --------------------------------------------------------------------------------------------------
@@ -235,6 +283,8 @@ function hangUp() {
   microphone?.close();
   speaker?.clear();
   connection = microphone = null;
+  unheard = [];
+  lostAt = 0;
   voice = false;
   agent = "";
   speaking = 0;
@@ -250,17 +300,18 @@ function to(next) {
 
 function draw() {
   const live = phase === "live";
+  const here = live || phase === "resuming";
   const state = live ? (agent === "speaking" && agent) || (voice && "hearing") || agent || waiting() : phase;
   document.body.dataset.state = state;
   set("state", STATES[state]);
   const shown = {
     talk: phase === "idle" || isBusy(),
     reconnect: phase === "lost",
-    mute: live && microphone,
-    microphone: live && !microphone,
+    mute: here && microphone,
+    microphone: here && !microphone,
     hush: live,
-    end: live || phase === "lost",
-    hearing: live && microphone,
+    end: here || phase === "lost",
+    hearing: here && microphone,
   };
   const focused = document.activeElement;
   for (const [id, visible] of Object.entries(shown)) element(id).hidden = !visible;

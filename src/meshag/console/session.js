@@ -16,6 +16,7 @@ const SILENT_HZ = 16000;
 
 export class Session {
   #token;
+  #left = null; // where a connection had come to: what the next one goes on from
 
   constructor(id, { token = "", ours = false } = {}) {
     this.id = id;
@@ -37,15 +38,68 @@ export class Session {
   async connect({ microphone_hz, speaker_hz, on }) {
     const token = this.#token || (await exchange("POST", `sessions/${this.id}/token`)).token;
     this.#token = "";
+    this.#left = new Left(speaker_hz);
+    return this.#open({ token }, { microphone_hz, speaker_hz, on });
+  }
+
+  /** Whether there was a connection that another can go on from. */
+  get resumable() {
+    return Boolean(this.#left?.resume);
+  }
+
+  /** Go on where the last connection was cut. As `connect`. */
+  resume({ microphone_hz, speaker_hz, on }) {
+    return this.#open(this.#left.told, { microphone_hz, speaker_hz, on });
+  }
+
+  #open(how, { microphone_hz, speaker_hz, on }) {
     const url = new URL(`sessions/${this.id}/stream`, document.baseURI);
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-    url.search = new URLSearchParams({ token, rate: microphone_hz || SILENT_HZ, out_rate: speaker_hz });
-    return new Connection(url, microphone_hz, on);
+    url.search = new URLSearchParams({ ...how, rate: microphone_hz || SILENT_HZ, out_rate: speaker_hz });
+    const left = this.#left;
+    return new Connection(url, microphone_hz, {
+      event: (event) => (left.note(event), on.event(event)),
+      audio: (pcm) => (left.hear(pcm), on.audio(pcm)),
+      closed: on.closed,
+    });
   }
 
   /** End it, also while the page is closing. Throws Problem. */
   async end() {
     await exchange("DELETE", `sessions/${this.id}`, undefined, { keepalive: true });
+  }
+}
+
+/** Where the conversation stands, as docs/websocket.md has the caller keep it. */
+class Left {
+  resume = "";
+  #at = "";
+  #turn = 0;
+  #heard_bytes = 0;
+  #rate_hz;
+
+  constructor(rate_hz) {
+    this.#rate_hz = rate_hz;
+  }
+
+  get told() {
+    const heard_ms = Math.floor((this.#heard_bytes * 500) / this.#rate_hz);
+    return { resume: this.resume, at: this.#at, turn: this.#turn, heard_ms };
+  }
+
+  note(event) {
+    this.resume = event.resume ?? this.resume;
+    this.#at = event.at ?? this.#at;
+    if (event.type === "speech_started") {
+      this.#turn = event.turn;
+      this.#heard_bytes = 0;
+    } else if (event.type === "speech_ended") {
+      this.#turn = 0;
+    }
+  }
+
+  hear(pcm) {
+    this.#heard_bytes += pcm.byteLength;
   }
 }
 
@@ -68,6 +122,11 @@ class Connection {
   /** A frame of the microphone's. */
   hear(pcm) {
     if (this.open && this.#socket.bufferedAmount < this.#backlog_bytes) this.#socket.send(pcm);
+  }
+
+  /** Frames that waited for the connection. */
+  catchUp(frames) {
+    for (const pcm of frames) this.#socket.send(pcm);
   }
 
   /** Something typed. */

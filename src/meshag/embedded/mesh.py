@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -204,7 +205,7 @@ class Mesh:
             if service.child.poll() is None or age_s < service.wait_s:
                 continue
             self.services[i] = self._launch(service.stage, service.index)
-            if age_s < YOUNG_S:
+            if age_s < YOUNG_S and service.child.poll() != 0:  # 0: it was drained
                 self.services[i].wait_s = min(2 * service.wait_s, MOST_RESTART_AFTER_S)
             self.restarts += 1
             again.append(service.name)
@@ -278,6 +279,19 @@ class Mesh:
         for name in ("nats_url", "valkey_url"):
             own = servers is None or (self._given is None and name in named)
             self._env[name.upper()] = getattr(self._settings if own else servers, name)
+
+    def tell_servers(self) -> Path | None:
+        """A file for shells: where the embedded servers are, with their passwords. None when there are none.
+
+        Readable for this user alone, and gone with the mesh.
+        """
+        if self._servers is None or self._scratch is None:
+            return None
+        path = self._scratch.path / "servers.env"
+        lines = [f"export {name}={shlex.quote(self._env[name])}\n" for name in ("NATS_URL", "VALKEY_URL")]
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.writelines(lines)
+        return path
 
     def _check_ports(self) -> None:
         for stage in STAGES:

@@ -24,6 +24,14 @@ FRAMES = Counter(
     "dropped. Counted when their session is let go.",
     ["stage", "fate"],
 )
+WORKERS_GONE = Counter(
+    "meshag_workers_gone_total",
+    "Workers that this one has seen go: their connection closed, they were silent, or they left in order.",
+    ["stage", "how"],
+)
+BUS_RECONNECTS = Counter("meshag_bus_reconnects_total", "Times that the connection to NATS was lost and came back.")
+STORE_SECONDS = Histogram("meshag_store_seconds", "Valkey's answers.", buckets=SECONDS)
+STORE_FAILURES = Counter("meshag_store_failures_total", "Calls that Valkey did not answer, or refused.")
 CALLS = Gauge("meshag_calls", "Callers connected to this transport worker.")
 VOICE_TO_VOICE_SECONDS = Histogram(
     "meshag_voice_to_voice_seconds",

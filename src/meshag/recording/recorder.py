@@ -53,6 +53,8 @@ class Recorder:
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._reason = ""
+        self._read_ns = 0
+        """When the last reading of the whole journal began: what was heard later may be there by now."""
         self.missed = 0
         """Frames that were heard and are not in the journal."""
 
@@ -104,15 +106,17 @@ class Recorder:
         if self._reason:
             await asyncio.sleep(LOOK_S)  # its owners may still say a word
         await self._look()
-        self._write_unstored(0)
+        self._write_unstored(clock.wall_ns())
 
     async def _look(self) -> None:
+        began_ns = clock.wall_ns()
         try:
             await self._read_all()
+            self._read_ns = began_ns
             await self._read_history()
         except MeshError as error:  # a server is away: what was heard meanwhile is kept
             log.warning("recording_waits", session=self._session, error=str(error))
-        self._write_unstored(UNSTORED_S)
+        self._write_unstored(self._read_ns - int(UNSTORED_S * 1e9))
         self._writer.flush()
 
     async def _check(self) -> None:
@@ -200,9 +204,8 @@ class Recorder:
         if len(self._known) > KNOWN:
             self._known.popitem(last=False)
 
-    def _write_unstored(self, after_s: float) -> None:
-        """What was heard and did not come into the journal."""
-        until_ns = clock.wall_ns() - int(after_s * 1e9)
+    def _write_unstored(self, until_ns: int) -> None:
+        """What was heard until then and did not come into the journal."""
         for key, (at_ns, payload) in list(self._heard.items()):
             if at_ns > until_ns:
                 break

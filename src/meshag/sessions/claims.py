@@ -8,7 +8,7 @@ import asyncio
 
 import msgspec
 
-from meshag import subjects
+from meshag import clock, subjects
 from meshag.bus.connection import Bus
 from meshag.errors import BusError, MeshError, OverloadError
 from meshag.ids import SessionId, WorkerId
@@ -29,6 +29,8 @@ class Claim(msgspec.Struct, array_like=True, frozen=True):
     session: SessionId
     known_epoch: int = 0
     """The epoch of the owner that is gone or wants to be replaced; 0: none is known."""
+    ownerless_ms: int = 0
+    """For how long nobody is known to have owned it."""
 
 
 class Claimed(msgspec.Struct, array_like=True, frozen=True):
@@ -41,11 +43,15 @@ class Claimed(msgspec.Struct, array_like=True, frozen=True):
     retryable: bool = False
 
 
-async def find_owner(bus: Bus, fleet: Fleet, stage: Stage, session: SessionId, known_epoch: int = 0) -> Lease:
+async def find_owner(
+    bus: Bus, fleet: Fleet, stage: Stage, session: SessionId, known_epoch: int = 0, *, since_s: float | None = None
+) -> Lease:
     """A worker of `stage` that owns the session, ready to hear: the least busy that lives and has room.
 
-    `known_epoch`: of the owner that is gone. Raises OverloadError when no worker has room.
+    `known_epoch`: of the owner that is gone. `since_s`: monotonic time of its last sign of life; None: now.
+    Raises OverloadError when no worker has room.
     """
+    since_s = clock.monotonic_s() if since_s is None else since_s
     problem: MeshError = OverloadError(f"no {stage} worker is running, or all are full")
     asked: set[WorkerId] = set()
     for _ in range(ATTEMPTS):
@@ -54,7 +60,8 @@ async def find_owner(bus: Bus, fleet: Fleet, stage: Stage, session: SessionId, k
             break
         asked.add(worker)
         try:
-            claimed = await _ask(bus, fleet, stage, worker, Claim(session, known_epoch))
+            ownerless_ms = int((clock.monotonic_s() - since_s) * 1000)
+            claimed = await _ask(bus, fleet, stage, worker, Claim(session, known_epoch, ownerless_ms))
         except MeshError as error:
             problem = OverloadError(f"no {stage} worker answers: {error}")
             continue

@@ -5,6 +5,7 @@ configuration do), otherwise, and when it is only frozen, by the silence of its 
 """
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Callable
 
@@ -13,7 +14,8 @@ import structlog
 
 from meshag import clock, subjects
 from meshag.bus.connection import Bus, Subscription
-from meshag.ids import WorkerId, parse_worker_id
+from meshag.ids import SessionId, WorkerId, parse_worker_id
+from meshag.observe import metrics
 from meshag.subjects import Stage
 
 log = structlog.get_logger("meshag.fleet")
@@ -35,6 +37,8 @@ class Presence(msgspec.Struct, array_like=True, frozen=True):
     leaving: bool = False
     """Its last heartbeat: it has handed over everything."""
     pid: int = 0
+    url: str = ""
+    """Where callers reach a transport worker, `ws://` or `wss://`; empty: nobody has told it."""
 
 
 class _Client(msgspec.Struct):
@@ -86,6 +90,12 @@ class Fleet:
         """The workers alive, of one stage or of all."""
         return [presence for presence, _ in self._seen.values() if stage in (None, presence.stage)]
 
+    def addresses(self, session: SessionId, besides: WorkerId) -> list[str]:
+        """Where else a session's caller may go on, each address once, in an order of the session's own: they spread."""
+        there = [one for one in self.workers("transport") if one.url and not one.draining and one.worker != besides]
+        there.sort(key=lambda one: hashlib.sha256(f"{one.worker}/{session}".encode()).digest())
+        return list(dict.fromkeys(one.url for one in there))
+
     def least_busy(self, stage: Stage, besides: set[WorkerId]) -> WorkerId | None:
         """The living worker of `stage` with room and the smallest share of it taken; chance decides between equals.
 
@@ -109,6 +119,11 @@ class Fleet:
     def is_dead(self, worker: WorkerId) -> bool:
         """Whether it has been seen to die. False for one never heard of."""
         return worker in self._dead
+
+    def last_heard_s(self, worker: WorkerId) -> float | None:
+        """Monotonic time of a dead worker's last sign of life; None for one that is not known to be dead."""
+        last_ns = self._dead.get(worker)
+        return None if last_ns is None else last_ns / 1e9
 
     def is_alive(self, worker: WorkerId) -> bool:
         """Whether it has been heard lately."""
@@ -139,10 +154,12 @@ class Fleet:
         known = self._seen.pop(worker, None)
         if worker in self._dead:
             return
-        self._dead[worker] = clock.monotonic_ns()
+        self._dead[worker] = known[1] if known else clock.monotonic_ns()
         if len(self._dead) > 10_000:
             del self._dead[next(iter(self._dead))]
-        log.info("worker_gone", worker=worker, stage=known[0].stage if known else "", how=how)
+        stage = known[0].stage if known else ""
+        metrics.WORKERS_GONE.labels(stage if stage in subjects.STAGES else "", how).inc()
+        log.info("worker_gone", worker=worker, stage=stage, how=how)
         for callback in tuple(self._on_death):
             try:
                 callback(worker)
@@ -156,7 +173,9 @@ class Fleet:
             now = clock.monotonic_ns()
             late = now - last > self._limit_ns // 2
             last = now
-            if late or not self._bus.connected:  # it is we who were frozen or cut off: judge nobody by that silence
+            newest = max((seen for _, seen in self._seen.values()), default=now)
+            mute = now - newest > self._limit_ns // 2  # nobody is heard, ourselves included: NATS hangs
+            if late or mute or not self._bus.connected:  # we were frozen or are cut off: judge nobody by that silence
                 self._seen = {worker: (presence, now) for worker, (presence, _) in self._seen.items()}
                 continue
             for worker in [w for w, (_, seen) in self._seen.items() if now - seen > self._limit_ns]:

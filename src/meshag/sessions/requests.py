@@ -40,6 +40,9 @@ class RoomConfig(Part):
     enable_chat: bool = False
     """Whether the provider's own page shows a chat. Default false."""
 
+    enable_dialout: bool = False
+    """Whether people may be called into the room, where the provider does that. Default false."""
+
     auto_start_recording: bool = False
     """Record from the beginning on; needs `enable_recording`. Default false."""
 
@@ -143,6 +146,29 @@ class SayRequest(Part):
 
     interrupt: bool = True
     """False: it waits until the answer on its way has been heard. Default true."""
+
+
+class DialOutRequest(Part):
+    """The body of `POST /sessions/{id}/dial-out`. Either `phone_number` or `sip_uri`."""
+
+    phone_number: str | None = Field(default=None, pattern=r"^\+[1-9][0-9]{6,14}$")
+    """Whom to call: E.164, `+` and the country's code first."""
+
+    sip_uri: str | None = Field(default=None, max_length=500, pattern=r"^sip:[!-~]+$")
+    """Whom to call: `sip:` and the address."""
+
+    display_name: OneLine = ""
+    """What the others in the room see. Up to 200 characters. Default: the connector's word, never the number."""
+
+    caller_id: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9+._-]*$")
+    """What the called sees: a number bought at the provider, or its id. Default: the provider's choice."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "DialOutRequest":
+        if (self.phone_number is None) == (self.sip_uri is None):
+            told = "needs either phone_number or sip_uri" if self.sip_uri is None else "has phone_number and sip_uri"
+            raise FoundProblems([Problem("phone_number", told, "send one of the two")])
+        return self
 
 
 class ExtendRequest(Part):

@@ -23,6 +23,7 @@ from valkey.asyncio import Valkey
 from meshag import clock
 from meshag.errors import LimitError, SessionError, StoreError
 from meshag.ids import SessionId, WorkerId
+from meshag.observe import metrics
 from meshag.sessions.config import SessionRequest
 from meshag.sessions.expiry import Expiry, remains_of
 from meshag.sessions.keys import Keys
@@ -168,10 +169,16 @@ class SessionStore:
                 await _answer(client.ping())
                 break
             except _FAILURES as error:
-                if isinstance(error, exceptions.AuthenticationError) or clock.monotonic_s() > deadline:
+                why = str(error).rstrip(".")
+                if isinstance(error, exceptions.AuthenticationError):
                     await store.aclose()
                     raise StoreError(
-                        f"Valkey does not answer at {address}: {error}. Start valkey-server, or set VALKEY_URL"
+                        f"Valkey at {address} refuses us: {why}. Set VALKEY_URL with a name and password that it takes"
+                    ) from error
+                if clock.monotonic_s() > deadline:
+                    await store.aclose()
+                    raise StoreError(
+                        f"Valkey does not answer at {address}: {why}. Start valkey-server, or set VALKEY_URL"
                     ) from error
                 await asyncio.sleep(0.1)
         if not allow_volatile:
@@ -418,7 +425,8 @@ class SessionStore:
         task = asyncio.current_task()
         before = task.cancelling() if task else 0
         try:
-            answer = await call
+            with metrics.STORE_SECONDS.time():
+                answer = await call
         except _FAILURES as error:
             raise _unavailable(error) from error
         if task and task.cancelling() > before:  # the client library swallows it: the task would go on for ever
@@ -453,6 +461,7 @@ def _lease(text: str) -> Lease:
 
 
 def _unavailable(error: BaseException) -> StoreError:
+    metrics.STORE_FAILURES.inc()
     if isinstance(error, exceptions.OutOfMemoryError):
         return StoreError("Valkey is full: give it more memory, or end sessions", code="store_full")
     return StoreError(f"Valkey does not answer: {type(error).__name__}")

@@ -141,6 +141,10 @@ class LlmSession(Owned):
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self._history = History()
         self._replies: dict[int, Reply] = {}
+        self._settled: dict[int, Reply] = {}
+        """Replies that are in the history as if they had been heard, until somebody says how much was."""
+        self._early: set[int] = set()
+        """Turns that a former owner has begun to answer, whose questions have yet to be heard."""
         self._answered: set[tuple[str, int, int]] = set()
         self._speech_ends_ns: dict[int, int] = {}
         self._voices_ns: dict[int, int] = {}
@@ -194,10 +198,15 @@ class LlmSession(Owned):
         if asked in self._answered or self._is_repeated(frame):
             return
         self._answered.add(asked)
+        early = frame.turn in self._early
+        self._early.discard(frame.turn)
+        if early and (known := self._replies.get(frame.turn)) is not None and known.ended:
+            self._ask(known, frame)
+            return
         self._stop("interrupted")
         self.begin_turn()
-        turn = frame.turn if frame.turn > self._last_turn else self._last_turn + 1
-        self._last_turn = turn
+        turn = frame.turn if early or frame.turn > self._last_turn else self._last_turn + 1
+        self._last_turn = max(turn, self._last_turn)
         reply = self._replies.setdefault(turn, Reply(turn, ""))
         self._ask(reply, frame)
         self._settle(before=turn)
@@ -269,7 +278,7 @@ class LlmSession(Owned):
                 self._stop("interrupted")
         elif isinstance(frame, PlayStarted) and (reply := self._replies.get(frame.turn)) is not None:
             reply.reply_start_ns = frame.at_ns
-        elif isinstance(frame, Played) and (reply := self._replies.get(frame.turn)) is not None:
+        elif isinstance(frame, Played) and (reply := self._reply_of(frame.turn)) is not None:
             text = heard(reply.texts(), frame.n, frame.ms, frame.chunk_ms) if frame.interrupted else reply.text
             self._commit(reply, text, interrupted=frame.interrupted, end_ns=frame.at_ns)
 
@@ -296,7 +305,7 @@ class LlmSession(Owned):
             end_ns,
         )
         self._history.append(exchange)
-        del self._replies[reply.turn]
+        self._replies.pop(reply.turn, None)
         self._unstored[exchange.turn] = exchange
         if len(self._unstored) == 1:
             self.spawn(self._store())
@@ -319,9 +328,14 @@ class LlmSession(Owned):
             await self.host.store.remember(self.session, exchange.turn, encode(exchange), self.record.ttl_s)
 
     def _settle(self, before: int) -> None:
-        """Replies of earlier turns whose playing nobody has reported: the transport that played them is gone."""
-        for reply in [reply for turn, reply in self._replies.items() if turn < before]:
+        """Replies of earlier turns whose playing nobody has reported: who played them is gone, or late to say so."""
+        self._settled = {reply.turn: reply for turn, reply in self._replies.items() if turn < before}
+        for reply in self._settled.values():
             self._commit(reply, reply.text, interrupted=not reply.ended)
+
+    def _reply_of(self, turn: int) -> Reply | None:
+        """A reply that the caller may still be hearing."""
+        return self._replies.get(turn) or self._settled.pop(turn, None)
 
     # -- the reply ----------------------------------------------------------------------------------------------------
 
@@ -563,10 +577,13 @@ class LlmSession(Owned):
         self._replies = {turn: reply for turn, reply in self._replies.items() if turn not in committed}
         self._last_turn = max([*asked, *committed, *self._replies, 0])
         unfinished = self._replies.get(self._last_turn)
+        self._early = {turn for turn in self._replies if turn not in asked}
         for frame in await self._control.history():
             if isinstance(frame, Interrupt) and unfinished is not None and frame.turn >= unfinished.turn:
                 unfinished.ended = True
             self.on_signal(frame)
+        if unfinished is not None and unfinished.turn in self._early:
+            unfinished = None  # its question is on its way
         if unfinished is not None and not unfinished.ended and unfinished.turn in self._replies:
             self._work = self.spawn(self._answer(unfinished))
 

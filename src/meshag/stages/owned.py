@@ -80,9 +80,12 @@ class Owned(ABC):
         self._inlets: dict[str, Inlet] = {}
         self._outbox: asyncio.Queue[tuple[Outlet, Frame]] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._being_opened = False
         self._closed = False
         self._refused: set[str] = set()
         """Providers that will not do what this session's configuration asks for."""
+        self.ownerless_ms = 0
+        """For how long nobody had owned it before."""
         self.ending = "bye"
         """Why the worker lets go of it."""
         self.log = log.bind(stage=self.stage, session=self.session, epoch=self.epoch)
@@ -207,7 +210,11 @@ class Owned(ABC):
     # -- for the worker -----------------------------------------------------------------------------------------------
 
     async def open(self, *, takeover: bool) -> None:
-        """Begin. `takeover`: there was an owner before. Raises MeshError, and is closed then."""
+        """Begin. `takeover`: there was an owner before. Raises MeshError, and is closed then.
+
+        Also when it was let go of meanwhile it is closed, and nothing is raised: see `closed`.
+        """
+        self._being_opened = True
         try:
             self.spawn(self._speak())
             await self._control.open()
@@ -224,14 +231,29 @@ class Owned(ABC):
             if takeover:
                 self.spawn(self._look_again())
         except BaseException:
-            await self.aclose()
+            self._closed = True
+            await self._take_down()
             raise
+        self._being_opened = False
+        if self._closed:
+            await self._take_down()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was let go of."""
+        return self._closed
 
     async def aclose(self) -> None:
-        """Let go. Idempotent."""
+        """Let go. Idempotent. While it is being opened it falls silent at once, and `open` closes the rest."""
         if self._closed:
             return
         self._closed = True
+        self._outlet.close()
+        self._signals.close()
+        if not self._being_opened:
+            await self._take_down()
+
+    async def _take_down(self) -> None:
         self._outlet.close()
         self._signals.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]

@@ -9,6 +9,9 @@ from meshag.frames import Played, Speech, SpeechEnded
 STEP_MS = 40
 """Audio leaves for the caller in pieces of this length: half the system calls of 20 ms, and still within a blink."""
 
+LEAD_MS = 3_000
+"""How far the audio sent may run ahead of the caller's ear: what is left to hear when the voice's worker dies."""
+
 
 @dataclass(slots=True)
 class _Piece:
@@ -25,7 +28,8 @@ class Playout:
 
     def __init__(self, rate_hz: int) -> None:
         self._rate_hz = rate_hz
-        self._step_bytes = 2 * rate_hz * STEP_MS // 1000
+        self.step_bytes = 2 * rate_hz * STEP_MS // 1000
+        """A step's length."""
         self._pieces: deque[_Piece] = deque()
         self._resampler: Resampler | None = None
         self._resampler_hz = 0
@@ -102,18 +106,28 @@ class Playout:
             self._chunk_ms[key] = self._chunk_ms.get(key, 0) + duration_ms(piece.pcm, self._rate_hz)
             self._pieces.append(piece)
 
-    def take(self) -> tuple[bytes, list[Played]]:
-        """The next step, or less when there is no more, and the replies that were heard to their end with them."""
+    def start_at(self, turn: int, n: int, ms: int) -> None:
+        """The turn that is being heard is this one, and so far it was heard: by another playout, before this one."""
+        self.turn, self.n, self.ms = turn, n, ms
+
+    def take(self, most_bytes: int | None = None) -> tuple[bytes, list[Played]]:
+        """The next step, or less when there is no more of its turn, and the replies that were heard to their end.
+
+        `most_bytes`: in place of a step.
+        """
         out = bytearray()
         done: list[Played] = []
-        while self._pieces and len(out) < self._step_bytes:
+        most = self.step_bytes if most_bytes is None else most_bytes
+        while self._pieces and len(out) < most:
             piece = self._pieces[0]
             if piece.turn != self.turn:
+                if out or done:
+                    break  # what is told of the one turn stands before the other
                 self.turn, self.n, self.ms, self._take = piece.turn, 0, 0, 0
             if piece.take != self._take:
                 self.ms, self._take = 0, piece.take
             if piece.pcm:
-                taken = piece.pcm[: self._step_bytes - len(out)]
+                taken = piece.pcm[: most - len(out)]
                 out += taken
                 self.ms += duration_ms(taken, self._rate_hz)
                 piece.pcm = piece.pcm[len(taken) :]

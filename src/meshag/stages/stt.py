@@ -51,7 +51,8 @@ from meshag.turns.endpointing import (
 from meshag.turns.vad import WINDOW_MS, SileroModel, SileroVad
 
 BEFORE_VOICE = 50
-"""Frames that a takeover hears before the voice began, so that its detector has settled: one second."""
+"""Frames that a takeover hears before the voice began, so that its detector has settled: one second. Of voice that
+nobody has noticed yet, what was spoken since the former owner was missed comes to it."""
 
 RECENT = 60_000 // FRAME_MS
 """Frames that another provider hears again where the providers find the turns."""
@@ -570,17 +571,25 @@ class SttSession(Owned):
         subject = subject_of("transport", "audio", self.session)
         inlet = self.inlet(subject)
         last = await self.journal.last(subject)
-        if inlet is None or last is None:
+        if inlet is None:
+            return
+        inlet.start_after(*done)  # should nothing be left to hear: what is repeated after a reconnect is not new
+        if last is None:
             return
         place = (last.epoch, last.seq) if began is None else began
-        start = place[1] - BEFORE_VOICE if place[0] in (0, last.epoch) else 0
+        before = BEFORE_VOICE + (self.ownerless_ms // FRAME_MS if began is None else 0)  # nobody saw it begin
+        start = place[1] - before if place[0] in (0, last.epoch) else 0
         if done[0] in (0, last.epoch):
             start = max(start, done[1] + 1)
         start = max(start, 0)
         frames = await self.journal.read(subject, newest=max(1, last.seq - start + 1))
+        if start <= last.seq and all((frame.epoch, frame.seq) != (last.epoch, start) for frame in frames):
+            frames = await self.journal.read(subject)  # it did not come at its pace: the caller was held up
         frames = [frame for frame in frames if frame.epoch == last.epoch and frame.seq >= start]
         if frames:
             inlet.start_after(frames[0].epoch, frames[0].seq - 1)
+        else:
+            inlet.start_after(last.epoch, last.seq)
         inlet.replay(frames)
 
 

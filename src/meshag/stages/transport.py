@@ -17,7 +17,9 @@ import structlog
 
 from meshag import clock, subjects
 from meshag.audio import FRAME_MS, Framer
+from meshag.bus.inlet import Inlet
 from meshag.bus.outlet import Outlet
+from meshag.bus.streams import MEDIA_AGE_S
 from meshag.connectors.contracts import Caller, Guest
 from meshag.errors import ConfigError, MeshError, OverloadError
 from meshag.frames import (
@@ -51,6 +53,7 @@ from meshag.sessions.store import Lease, SessionRecord
 from meshag.stages.laps import Laps
 from meshag.stages.owned import Owned
 from meshag.stages.playout import STEP_MS, Playout
+from meshag.stages.resuming import NOWHERE, TOLD, Left, Past, catch_up, look_back, parse_place, place_of
 from meshag.stages.worker import Worker
 from meshag.subjects import Stage
 from meshag.turns.history import heard
@@ -87,12 +90,28 @@ class Call(Owned):
     stage = "transport"
 
     def __init__(
-        self, worker: Worker, record: SessionRecord, lease: Lease, caller: Caller, tick: Callable[[], None]
+        self,
+        worker: Worker,
+        record: SessionRecord,
+        lease: Lease,
+        caller: Caller,
+        tick: Callable[[], None],
+        left: Left | None = None,
     ) -> None:
-        """`tick`: called when there is something to play: `play_out` is wanted from now on."""
+        """`tick`: called when there is something to play: `play_out` is wanted from now on.
+
+        `left`: where the caller's former connection had come to.
+        """
         super().__init__(worker, record, lease)
         self.worker = worker
         self._tick = tick
+        self._left = left
+        self.began_at = NOWHERE
+        """Where the conversation stood before the first event of this call."""
+        self._reported: set[int] = set()
+        """Turns of which a former call has told how much was heard."""
+        self._to_caller = self._to_watchers = True
+        """Who is told what the stages say."""
         self.caller = caller
         self.owners: dict[Stage, Lease] = {}
         self._text_outlet = Outlet(
@@ -123,7 +142,7 @@ class Call(Owned):
 
     @property
     def quiet(self) -> bool:
-        return not self._playout.playing
+        return not self._playout.playing and not self._answering
 
     def extra_subjects(self) -> dict[str, Stage]:
         """What is heard and answered is followed whatever the flow says: to number turns, and for `_shown`."""
@@ -136,14 +155,75 @@ class Call(Owned):
         self.spawn(self._stay_alive())
 
     async def resume(self) -> None:
-        """Another transport had this session: go on counting its turns."""
-        for stage in stages_of(self.config):
-            last = await self.journal.last(subjects.output(stage, self.session))
-            if last is not None:
-                self._turn = max(self._turn, last.turn)
-        typed = await self.journal.last(subjects.text_input(self.session))
-        self._turn = max(self._turn, typed.turn if typed else 0)
-        await self.hear_from_now()
+        """Another transport had this session: go on where its caller was."""
+        stages = [stage for stage in TOLD if self._inlet_of(stage)]
+        past = await look_back(self.journal, self.session, stages, await self._control.history())
+        self._reported |= past.reported
+        for stage in stages:
+            if not past.frames[stage]:
+                await self._inlets[subjects.output(stage, self.session)].start_live()
+        self._hear_again(past)
+        self.began_at = self._left.at if self._left and self._left.at else self._place()
+        self._go_on_speaking(past)
+        self._said.extend(past.said)
+        self._to_say.extend(past.to_say)
+        self._said.extend(frame.id for frame in past.to_say)
+        self._say_next()
+
+    def _hear_again(self, past: Past) -> None:
+        """Tell the caller what it has missed; of the turn under way, note what a call has to know."""
+        known = parse_place(self._left.at) if self._left else None
+        since_ns = clock.wall_ns() - MEDIA_AGE_S * 1000 * clock.MS
+        for stage, frame in past.told():
+            self._turn = max(self._turn, frame.turn)
+            self._to_caller = known is not None and (frame.epoch, frame.seq) >= known[stage]
+            self._to_watchers = frame.at_ns > since_ns
+            inlet = self._inlet_of(stage)
+            if inlet is not None:
+                inlet.start_after(frame.epoch, frame.seq)  # for the place that the caller is told
+            if frame.turn > past.over or self._to_caller:
+                self._tell(frame)
+        self._to_caller = self._to_watchers = True
+        for stage, frames in past.frames.items():
+            inlet = self._inlet_of(stage)
+            if frames and inlet is not None:
+                inlet.start_after(frames[-1].epoch, frames[-1].seq)
+                self._turn = max(self._turn, *(frame.turn for frame in frames))
+        self._turn = max(self._turn, past.typed)
+        if past.typed > past.over and self._inlet_of("llm"):
+            self._answering = max(self._answering, past.typed)
+        if self._answering <= max(past.over, past.silenced) or past.is_stale(self._answering):
+            self._answering = 0
+
+    def _go_on_speaking(self, past: Past) -> None:
+        """Play what the caller has not heard yet of what was being said."""
+        left = self._left
+        self._playout.interrupt(past.silenced)
+        if cut_off := past.cut_off(left):
+            self.signal(cut_off)
+            self._note_reply(cut_off)
+        counted = left.turn if left and left.turn else 0
+        if counted and counted <= past.silenced:
+            self._tell_over(counted, interrupted=True)
+        speech = past.speech(counted or past.over + 1)
+        if counted and counted in past.reported and not any(frame.turn == counted for frame in speech):
+            self._tell_over(counted, interrupted=False)
+        over, heard_ms = catch_up(self._playout, self.caller.rate_hz, speech, left, past.alive_ns)
+        for played in over:
+            self._played(played)
+        turn = self._playout.turn
+        if self._playout.playing and (turn in past.begun or turn == counted):
+            heard_ms = left.heard_ms if left and turn == counted else heard_ms
+            now_ms = clock.wall_ns() // clock.MS
+            self.caller.send_event({"type": "speech_resumed", "turn": turn, "heard_ms": heard_ms, "t_ms": now_ms})
+        self._start_playing()
+
+    def _inlet_of(self, stage: Stage) -> Inlet | None:
+        return self._inlets.get(subjects.output(stage, self.session))
+
+    def _place(self) -> str:
+        """Where the conversation stands, for a caller who has to come back."""
+        return place_of({stage: self._inlet_of(stage) for stage in TOLD})
 
     async def _reload(self, version: int) -> None:
         """A changed flow may have stages that nobody owns yet: they are made ready before its first turn."""
@@ -217,7 +297,8 @@ class Call(Owned):
         texts = [chunks.get(n, "") for n in range(max(chunks, default=-1) + 1)]
         text = heard(texts, played.n, played.ms, played.chunk_ms) if played.interrupted else "".join(texts)
         if text and self.record.request.enable_transcription:
-            self.note("reply", turn=played.turn, text=text.strip(), interrupted=played.interrupted)
+            once = f"reply/{played.turn}"
+            self.note("reply", once=once, turn=played.turn, text=text.strip(), interrupted=played.interrupted)
 
     async def _count_heard(self) -> None:
         frames, self._heard_frames = self._heard_frames, 0
@@ -252,7 +333,9 @@ class Call(Owned):
             while stage in stages_of(self.config) and self._is_gone(stage, epoch):
                 epoch = max(epoch, self.owners[stage].epoch)
                 try:
-                    found = await find_owner(self.worker.bus, self.worker.fleet, stage, self.session, epoch)
+                    bus, fleet = self.worker.bus, self.worker.fleet
+                    since_s = fleet.last_heard_s(self.owners[stage].worker) or started_s
+                    found = await find_owner(bus, fleet, stage, self.session, epoch, since_s=since_s)
                     if found.epoch > self.owners[stage].epoch:
                         self.owners[stage] = found
                 except MeshError as error:
@@ -298,7 +381,8 @@ class Call(Owned):
         self._answering = self._turn
         self._ends_ns[self._turn] = clock.wall_ns()
         self._laps.typed(self._turn)
-        await self._text_outlet.send(TextIn(turn=self._turn, text=text))
+        # After what `_silence` has said: the llm has to know what was heard of the answer before it gives another.
+        self._outbox.put_nowait((self._text_outlet, TextIn(turn=self._turn, text=text)))
         if self.record.request.enable_transcription:
             self.note("transcript", turn=self._turn, text=text, provider="")
 
@@ -337,7 +421,8 @@ class Call(Owned):
         if can_say(self.config):
             self._turn += 1
             self._answering = self._turn
-            self._outbox.put_nowait((self._text_outlet, Say(turn=self._turn, text=frame.text, source=self.stage)))
+            said = Say(turn=self._turn, text=frame.text, id=frame.id, source=self.stage)
+            self._outbox.put_nowait((self._text_outlet, said))
 
     # -- the agent speaks ---------------------------------------------------------------------------------------------
 
@@ -370,9 +455,9 @@ class Call(Owned):
             pcm, done = self._playout.take()
             if pcm:
                 self._steps_out += 1
-                self.caller.send_audio(pcm)
                 if self._playout.turn != before:
                     self._first_audio(self._playout.turn)
+                self.caller.send_audio(pcm)
             for played in done:
                 self._played(played)
         if not self._playout.playing and self._steps_out < due - AHEAD:
@@ -390,20 +475,18 @@ class Call(Owned):
         self.caller.send_event(event)
 
     def _played(self, played: Played) -> None:
-        self.signal(played)
-        self._note_reply(played)
+        if played.turn not in self._reported:
+            self.signal(played)
+            self._note_reply(played)
         if played.turn >= self._answering:
             self._answering = 0
-        self.caller.send_event(
-            {
-                "type": "speech_ended",
-                "turn": played.turn,
-                "interrupted": played.interrupted,
-                "t_ms": clock.wall_ns() // clock.MS,
-            }
-        )
+        self._tell_over(played.turn, interrupted=played.interrupted)
         if not played.interrupted:  # else the caller speaks
             self._say_next()
+
+    def _tell_over(self, turn: int, *, interrupted: bool) -> None:
+        now_ms = clock.wall_ns() // clock.MS
+        self.caller.send_event({"type": "speech_ended", "turn": turn, "interrupted": interrupted, "t_ms": now_ms})
 
     def _fall_silent(self, turn: int) -> None:
         played = self._playout.interrupt(turn)
@@ -446,7 +529,7 @@ class Call(Owned):
         elif isinstance(frame, Transcript):
             self._event(frame, "transcript", text=frame.text, final=frame.final, provider=frame.provider)
             if frame.final and self.record.request.enable_transcription:
-                self.note("transcript", turn=frame.turn, text=frame.text, provider=frame.provider)
+                self._note_once(frame, "transcript", text=frame.text, provider=frame.provider)
         elif isinstance(frame, TurnEnded):
             if frame.text and "llm" in stages_of(self.config):
                 self._answering = max(self._answering, frame.turn)
@@ -468,7 +551,7 @@ class Call(Owned):
                 self._played(Played(turn=frame.turn, n=frame.chunks, ms=0, chunk_ms=0, interrupted=False))
         elif isinstance(frame, StageFailed):
             self._event(frame, "error", stage=frame.stage, code=frame.code, message=frame.message)
-            self.note("error", turn=frame.turn, stage=frame.stage, code=frame.code, message=frame.message)
+            self._note_once(frame, "error", stage=frame.stage, code=frame.code, message=frame.message)
 
     def _shown(self, stage: Stage) -> bool:
         """Whether the caller sees a stage's text: transcription is enabled, or the flow says so."""
@@ -476,9 +559,16 @@ class Call(Owned):
 
     def _event(self, frame: AnyFrame, kind: str, **fields: Any) -> None:
         speaker: Stage | None = _SPEAKERS.get(type(frame))
-        if speaker is not None and not self._shown(speaker):
+        if not self._to_caller or (speaker is not None and not self._shown(speaker)):
             return
-        self.caller.send_event({"type": kind, "turn": frame.turn, "t_ms": frame.at_ns // clock.MS, **fields})
+        event = {"type": kind, "turn": frame.turn, "t_ms": frame.at_ns // clock.MS, **fields, "at": self._place()}
+        self.caller.send_event(event)
+
+    def _note_once(self, frame: AnyFrame, kind: EventType, **data: Any) -> None:
+        """Tell those who watch what a stage has said: whoever has this caller next may find it in the journal again."""
+        if self._to_watchers:
+            once = f"{kind}/{type(frame).__name__}/{frame.epoch}/{frame.seq}"
+            self.note(kind, once=once, turn=frame.turn, **data)
 
     def _error(self, error: MeshError, stage: Stage) -> None:
         self.note("error", turn=self._turn, stage=stage, code=error.code, message=str(error))
@@ -536,12 +626,15 @@ class Switchboard:
         """The calls connected here."""
         return [owned for owned in self.worker.owned.values() if isinstance(owned, Call)]
 
-    async def connect(self, session: SessionId, caller: Caller) -> Call:
-        """Join a caller to a session. A connection that it may have elsewhere gives way. Raises MeshError."""
+    async def connect(self, session: SessionId, caller: Caller, left: Left | None = None) -> Call:
+        """Join a caller to a session. A connection that it may have elsewhere gives way. Raises MeshError.
+
+        `left`: where its former connection had come to.
+        """
         if self.worker.draining or (self.worker.full and session not in self.worker.owned):
             raise OverloadError("this transport worker takes no more calls")
         async with self._joining.setdefault(session, asyncio.Lock()):  # the newer connection is also held later
-            call = await self._join(session, caller)
+            call = await self._join(session, caller, left)
             await self.worker.hold(call)
         if not isinstance(caller, Guest):  # who is in a room is told by the room
             call.participant_joined(f"caller-{call.epoch}")
@@ -551,7 +644,7 @@ class Switchboard:
         metrics.CALLS.set(len(self.calls))
         return call
 
-    async def _join(self, session: SessionId, caller: Caller) -> Call:
+    async def _join(self, session: SessionId, caller: Caller, left: Left | None) -> Call:
         """An open call under an epoch of its own."""
         store = self.worker.store
         record = await store.load(session)
@@ -561,7 +654,7 @@ class Switchboard:
             lease = await store.claim(session, "transport", self.worker.worker_id, known, record.ttl_s)
             if lease.worker == self.worker.worker_id and lease.epoch > known:
                 break  # else another transport was faster: its connection is the older one then
-        call = Call(self.worker, record, lease, caller, self._playing.set)
+        call = Call(self.worker, record, lease, caller, self._playing.set, left)
         await call.open(takeover=lease.epoch > 1)
         return call
 
@@ -570,7 +663,8 @@ class Switchboard:
         await self.worker.part(call)
         metrics.CALLS.set(len(self.calls))
         try:
-            if call.session not in self.worker.owned:
+            lease = await self.worker.store.lease(call.session, "transport")
+            if lease is None or lease.epoch <= call.epoch:  # else the caller is connected elsewhere
                 await self.worker.store.set_status(call.session, "idle")
         except MeshError as error:
             log.warning("status_unwritten", session=call.session, error=str(error))

@@ -7,6 +7,7 @@ drain       take no more, hand each session over at its next quiet moment, leave
 
 import asyncio
 import os
+from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -62,6 +63,10 @@ class Worker:
         self.owned: dict[SessionId, Owned] = {}
         self.draining = False
         self.ready = False
+        self.url = ""
+        """Where callers reach it: transport's alone."""
+        self.on_drain: Callable[[], None] = lambda: None
+        """Called when somebody asks this worker to hand over and end."""
         self._make = make
         self._claims: Subscription | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,8 +122,14 @@ class Worker:
         if self._make is not None:
             subject = subjects.claim(self.stage, self.worker_id)
             self._claims = await self.bus.serve(subject, self.on_claim)
+        await self.bus.serve(subjects.drain(self.stage, self.worker_id), self._asked_to_drain)
         self.ready = True
         log.info("worker_ready", stage=self.stage, worker=self.worker_id, pid=os.getpid())
+
+    async def _asked_to_drain(self, data: bytes) -> bytes:
+        log.info("drain_asked", stage=self.stage, worker=self.worker_id)
+        self.on_drain()
+        return b""
 
     async def drain(self) -> None:
         """Hand every session over, each at its next quiet moment, or after the bound in mid-turn; then say goodbye."""
@@ -206,6 +217,7 @@ class Worker:
             await self.part(mine)
         assert self._make is not None
         owned = self._make(self, record, lease)
+        owned.ownerless_ms = claim.ownerless_ms
         takeover = lease.epoch > 1
         try:
             await owned.open(takeover=takeover)
@@ -249,6 +261,8 @@ class Worker:
             await former.aclose()
 
     def _own(self, owned: Owned) -> None:
+        if owned.closed:  # let go of while it was being opened
+            return
         self.owned[owned.session] = owned
         self._expires_ns[owned.session] = clock.monotonic_ns() + owned.record.ttl_s * 1000 * clock.MS
         metrics.OWNED.labels(self.stage).set(len(self.owned))
@@ -278,6 +292,7 @@ class Worker:
             self.draining,
             leaving,
             pid=os.getpid(),
+            url=self.url,
         )
         try:
             await self.bus.publish(subjects.worker(self.stage, self.worker_id), msgspec.msgpack.encode(presence))

@@ -12,18 +12,40 @@ from meshag.audio import FRAME_BYTES, FRAME_MS, Framer
 
 SILENCE = bytes(FRAME_BYTES)
 
+AGREED_S = 0.3
+"""How long a connection that is left may take to agree; one that is frozen never does."""
+
 
 class TestCaller:
     """`async with TestCaller(room_url, token) as caller`.
 
-    Everything that arrives is kept in `events` (as they came) and `audio` (PCM16 at `out_rate`).
+    Everything that arrives is kept in `events` (as they came) and `audio` (PCM16 at `out_rate`). When the connection
+    breaks, `resume` goes on elsewhere; what is said meanwhile waits until then. With `comes_back` it does so by itself,
+    also when it is told that the service leaves.
     """
 
     __test__ = False  # for pytest: this is not a test class
 
-    def __init__(self, room_url: str, token: str, *, rate: int = 16_000, out_rate: int = 24_000) -> None:
-        self._url = f"{room_url}?token={token}&rate={rate}&out_rate={out_rate}"
+    def __init__(
+        self, room_url: str, token: str, *, rate: int = 16_000, out_rate: int = 24_000, comes_back: bool = False
+    ) -> None:
+        self._rates = f"rate={rate}&out_rate={out_rate}"
+        self._url = room_url
+        self._token = token
+        self._out_rate = out_rate
+        self._way_back = ""
+        self._at = ""
+        self._turn = 0
+        self._heard_bytes = 0
+        self._unsent: list[bytes] = []
+        self._comes_back = comes_back
+        self._watching: asyncio.Task[None] | None = None
+        self.resumed = 0
+        """How often it went on elsewhere."""
+        self.addresses: list[str] = []
+        """Where else the session may be joined."""
         self._http = aiohttp.ClientSession()
+        self._leaving: set[asyncio.Task[bool]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self.socket: aiohttp.ClientWebSocketResponse
@@ -35,27 +57,84 @@ class TestCaller:
 
     async def __aenter__(self) -> "TestCaller":
         try:
-            self.socket = await self._http.ws_connect(self._url, max_msg_size=0)
+            url = f"{self._url}?token={self._token}&{self._rates}"
+            self.socket = await self._http.ws_connect(url, max_msg_size=0)
         except BaseException:
             await self._http.close()
             raise
         self._reader = asyncio.create_task(self._read())
+        if self._comes_back:
+            self._watching = asyncio.create_task(self._come_back())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self.socket.close()
+        await asyncio.gather(*self._leaving)
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
         await self._http.close()
 
+    async def resume(self, *, timeout_s: float = 10.0) -> str:
+        """Go on where the connection broke, or leave it for another: the first address that answers, which is returned.
+
+        TimeoutError when none does in time.
+        """
+        await self._leave()
+        heard_ms = self._heard_bytes * 500 // self._out_rate
+        asked = f"resume={self._way_back}&at={self._at}&turn={self._turn}&heard_ms={heard_ms}&{self._rates}"
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for url in dict.fromkeys([*self.addresses, self._url]):
+                    try:
+                        self.socket = await self._http.ws_connect(f"{url}?{asked}", max_msg_size=0)
+                    except aiohttp.ClientError:
+                        continue
+                    self._url = url
+                    self.resumed += 1
+                    while self._unsent:
+                        await self.socket.send_bytes(self._unsent.pop(0))
+                    self.closed = False
+                    self._reader = asyncio.create_task(self._read())
+                    return url
+                await asyncio.sleep(0.05)
+
+    async def _come_back(self) -> None:
+        seen = 0
+        while True:
+            leaving = any(event["type"] == "draining" for event in self.events[seen:])
+            seen = len(self.events)
+            if leaving or self.closed:
+                await self.resume(timeout_s=60)
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _leave(self) -> None:
+        """Close this connection. What was sent over it has been read when the other end agrees, if it still can."""
+        self.closed = True
+        leaving = asyncio.create_task(self.socket.close())
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        await asyncio.wait([leaving], timeout=AGREED_S)
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
     async def speak(self, *frames: bytes, pace: bool = True) -> None:
         """Send frames of caller audio, in real time unless `pace` is False."""
         began_s = clock.monotonic_s()
         for i, frame in enumerate(frames):
-            await self.socket.send_bytes(frame)
+            try:
+                if self.closed:
+                    raise ConnectionError
+                await self.socket.send_bytes(frame)
+            except ConnectionError:
+                self._unsent.append(frame)
             if pace:
                 await asyncio.sleep(max(0.0, began_s + (i + 1) * FRAME_MS / 1000 - clock.monotonic_s()))
 
@@ -80,7 +159,7 @@ class TestCaller:
                     for event in self.events[after:]:
                         if event["type"] == kind and all(event.get(key) == value for key, value in fields.items()):
                             return event
-                    if self.closed:
+                    if self.closed and not self._comes_back:
                         raise ConnectionError(f"closed while waiting for {kind}; came: {self.kinds()}")
                     self._arrived.clear()
                     await self._arrived.wait()
@@ -104,9 +183,20 @@ class TestCaller:
         async for message in self.socket:
             if message.type is aiohttp.WSMsgType.BINARY:
                 self.audio += message.data
+                self._heard_bytes += len(message.data)
                 self.audio_at.append((clock.monotonic_s(), len(message.data)))
             elif message.type is aiohttp.WSMsgType.TEXT:
-                self.events.append(msgspec.json.decode(message.data))
+                self._note(msgspec.json.decode(message.data))
             self._arrived.set()
         self.closed = True
         self._arrived.set()
+
+    def _note(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        self._at = event.get("at", self._at)
+        if event["type"] in ("ready", "resume"):
+            self._way_back, self.addresses = event["resume"], event["addresses"]
+        elif event["type"] == "speech_started":
+            self._turn, self._heard_bytes = event["turn"], 0
+        elif event["type"] == "speech_ended":
+            self._turn = 0

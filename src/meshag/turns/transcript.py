@@ -44,6 +44,8 @@ def lines(exchanges: Iterable[Exchange], started_ns: int) -> list[Line]:
         if one.user.strip():
             end_ns = one.user_end_ns or one.reply_start_ns or one.at_ns
             start_ns = one.user_start_ns or end_ns - _length_ns(one.user)
+            if start_ns == end_ns:  # typed
+                end_ns += _length_ns(one.user)
             found.append(_line(one, "caller", one.user, start_ns - started_ns, end_ns - started_ns))
         if one.reply.strip():
             end_ns = one.reply_end_ns or one.at_ns

@@ -17,6 +17,7 @@ from meshag import clock
 from meshag.connectors.contracts import (
     Availability,
     Booking,
+    Dial,
     Guest,
     Invitation,
     Link,
@@ -41,6 +42,9 @@ LEAST_PARTICIPANTS = 2
 AGENT_TOKEN_S = 300
 """The agent's token is made when it joins, and used at once."""
 
+DIALLED_NAME = "Telephone"
+"""Who is called and has no name in the room. Daily would show the number, to everybody and in every event."""
+
 RecordingKind = Literal["cloud", "cloud-audio-only", "raw-tracks"]
 
 _OURS = re.compile(r"(?:.*-)?mesh([a-z0-9]{1,16})-([a-z2-7]{26})")
@@ -61,6 +65,9 @@ class DailyOptions(Options):
     geo: str = Field("", pattern=r"^[a-z0-9-]{0,32}$")
     """The region of the room's media server (`eu-central-1`). Empty: the nearest to who joins first."""
 
+    dial_out: bool = False
+    """Whether the agent's side may call people into the room; Daily's plan must have it."""
+
     agent_name: str = Field("Agent", min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")
     """What the agent is called in the room."""
 
@@ -78,6 +85,7 @@ class RoomWish(_Wish):
     enable_recording: bool | None = None
     enable_transcription: bool | None = None
     enable_chat: bool | None = None
+    enable_dialout: bool | None = None
     auto_start_recording: bool = False
     auto_start_transcription: bool = False
 
@@ -159,6 +167,7 @@ class DailyTransport(TransportConnector, Rooms):
                 "url": found.url,
                 "expires_at_s": expires_at_s,
                 "recording": options.recording if booking.recording else "",
+                "dial_out": _dials(options, room),
                 "auto_start_transcription": room.auto_start_transcription,
                 "auto_start_recording": room.auto_start_recording,
                 "caller": caller.model_dump(exclude_none=True),
@@ -317,6 +326,29 @@ class DailyTransport(TransportConnector, Rooms):
         except Missing:
             return None
 
+    async def dial_out(self, room: Mapping[str, Any], dial: Dial) -> str:
+        if not room.get("dial_out"):
+            raise ConfigError(
+                "this session was not made to call people",
+                path="room_config.enable_dialout",
+                fix='make it with "enable_dialout": true, or "dial_out": true in connectors.transport.config.daily',
+                code="dial_out_not_enabled",
+            )
+        said = {
+            "phoneNumber": dial.phone_number,
+            "sipUri": dial.sip_uri,
+            "displayName": dial.display_name or DIALLED_NAME,
+            "callerId": dial.caller_id,
+        }
+        return await self._api.dial_out(str(room["name"]), {key: value for key, value in said.items() if value})
+
+    async def hang_up(self, room: Mapping[str, Any], call: str) -> bool:
+        try:
+            await self._api.hang_up(str(room["name"]), call)
+        except Missing:
+            return False
+        return True
+
 
 _STATUS = {"t_finished": "finished", "t_in_progress": "in_progress", "t_error": "failed"}
 
@@ -333,6 +365,10 @@ def session_of(room: str) -> str:
     return found[2] if found else ""
 
 
+def _dials(options: DailyOptions, room: RoomWish) -> bool:
+    return room.enable_dialout if room.enable_dialout is not None else options.dial_out
+
+
 def _properties(booking: Booking, options: DailyOptions, room: RoomWish) -> dict[str, Any]:
     """A room's properties, no more than was asked for: Daily refuses those that it does not know."""
     properties: dict[str, Any] = {
@@ -341,6 +377,8 @@ def _properties(booking: Booking, options: DailyOptions, room: RoomWish) -> dict
     }
     if room.enable_chat if room.enable_chat is not None else options.enable_chat:
         properties["enable_chat"] = True
+    if _dials(options, room):
+        properties["enable_dialout"] = True
     if booking.recording:
         properties["enable_recording"] = options.recording
     if booking.transcription:  # `enable_transcription` does not exist: this is what keeps a transcript that is begun
