@@ -27,7 +27,7 @@ run: setup ## Start the whole mesh on this machine and open a page to talk to it
 test: setup ## Fetch the local models, lint, run all tests
 	@$(PY) -P -m meshag models pull
 	@sh scripts/lint.sh
-	@$(PY) -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fuzz: setup ## Feed noise to the vendors' connectors: minutes
 	@MESHAG_FUZZ=$(MESHAG_FUZZ) $(PY) -m pytest -m fuzz --timeout 7200 $(ARGS)

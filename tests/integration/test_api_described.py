@@ -64,7 +64,7 @@ def test_the_examples_are_taken(mesh: Mesh, api: Any) -> None:
     for method, path, told in operations(api):
         content = told.get("requestBody", {}).get("content", {}).get("application/json", {})
         for name, example in content.get("examples", {}).items():
-            if "participants" in path:
+            if "participants" in path or "dial-out" in path:
                 continue  # needs a room of a provider's: tests of Daily's
             body = on_instant(example["value"], path)
             address = path.replace("{stage}", "llm").replace("{name}", "instant")

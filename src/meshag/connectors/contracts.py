@@ -72,8 +72,8 @@ class Connector:
     deadlines: ClassVar[Deadlines] = Deadlines()
     """How long its calls may take."""
 
-    options: ClassVar[type[Options]]
-    """The model that checks its part of the configuration."""
+    options: ClassVar[type[Options]] = Options
+    """The model that checks its part of the configuration. By default it takes none."""
 
     shared: ClassVar[bool] = True
     """Whether its failures are everybody's, as a vendor's are. False: those of this machine alone."""
