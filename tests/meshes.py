@@ -1,5 +1,6 @@
 """Whole meshes for tests: real servers, real processes, providers that answer at once."""
 
+import itertools
 import json
 import random
 import urllib.error
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from bench import instant
-from meshag.embedded.mesh import Mesh
+from meshag import clock
+from meshag.embedded.mesh import Mesh, Service
 from meshag.embedded.ports import is_free
 from meshag.settings import Settings
 from meshag.testing import TestCaller
@@ -101,3 +103,41 @@ async def ask(caller: TestCaller, number: int, *, frames: int = 5) -> None:
     """Speak one question."""
     body = [instant.speech_frame()] * frames
     await caller.speak(instant.speech_frame(instant.START), *body, instant.speech_frame(instant.END, number))
+
+
+def slow(**stages: int) -> dict[str, Any]:
+    """A session whose providers take so many milliseconds for each item."""
+    config: dict[str, Any] = instant.config()
+    for stage, delay_ms in stages.items():
+        config["connectors"][stage] = {"primary": "instant", "config": {"instant": {"delay_ms": delay_ms}}}
+    return config
+
+
+async def owner(mesh: Mesh, caller: TestCaller, stage: str) -> Service:
+    """The service that owns a stage of the call now."""
+    worker = (await caller.wait_for("ready"))["owners"][stage]
+    for event in caller.of("owner_changed"):
+        if event["stage"] == stage:
+            worker = event["worker"]
+    return next(service for service in mesh.services if mesh._ready_body(service).get("worker") == worker)
+
+
+def mend(mesh: Mesh) -> None:
+    """Start again what was killed, until all of it is ready."""
+    deadline_s = clock.monotonic_s() + 60
+    while True:
+        mesh.tend()
+        if all(service.child.poll() is None and mesh.is_ready(service) for service in mesh.services):
+            return
+        assert clock.monotonic_s() < deadline_s, logs(mesh)
+        clock.sleep_s(0.1)
+
+
+def longest_gap_s(caller: TestCaller, turn_bytes: int) -> float:
+    """Between two pieces of audio of the same turn: each turn has so many bytes."""
+    longest, passed = 0.0, 0
+    for (at, size), (then, _) in itertools.pairwise(caller.audio_at):
+        passed += size
+        if passed % turn_bytes:
+            longest = max(longest, then - at)
+    return longest

@@ -10,39 +10,20 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from bench import instant
 from meshag import clock
-from meshag.embedded.mesh import Mesh, Service
+from meshag.embedded.mesh import Mesh
 from meshag.ids import SessionId
 from meshag.recording.file import Header, Writer
 from meshag.recording.recorder import record
 from meshag.subjects import Stage
 from meshag.testing import TestCaller
-from meshes import ask, call, create, join, start_mesh
+from meshes import ask, call, create, join, owner, slow, start_mesh
 
 RECORDINGS = Path(__file__).parent / "data" / "recordings"
-
-
-def slow(**delays_ms: int) -> dict[str, Any]:
-    """A session whose providers take so many milliseconds for each item."""
-    config: dict[str, Any] = instant.config()
-    for stage, delay_ms in delays_ms.items():
-        config["connectors"][stage] = {"primary": "instant", "config": {"instant": {"delay_ms": delay_ms}}}
-    return config
-
-
-async def owner(mesh: Mesh, caller: TestCaller, stage: Stage) -> Service:
-    """The service that owns a stage of the call now."""
-    worker = (await caller.wait_for("ready"))["owners"][stage]
-    for event in caller.of("owner_changed"):
-        if event["stage"] == stage:
-            worker = event["worker"]
-    return next(service for service in mesh.services if mesh._ready_body(service).get("worker") == worker)
 
 
 async def chat(caller: TestCaller) -> None:

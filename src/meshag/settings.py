@@ -157,6 +157,11 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
     """`auto`: console on a terminal, else JSON."""
 
+    @property
+    def public_socket_url(self) -> str:
+        """`public_url` as a WebSocket's address, without a slash at its end; empty where none is set."""
+        return re.sub("^http", "ws", self.public_url.rstrip("/"))
+
     def port(self, stage: str, index: int = 0) -> int:
         """The port of a stage's service number `index` on this machine: 8081, 8091, 8101, …"""
         return self.port_base + STAGE_PORT_OFFSET[stage] + 10 * index

@@ -1,7 +1,6 @@
 """Workers that are told to leave, over the API and by `meshag drain`: their calls go on, and nobody hears it."""
 
 import asyncio
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from meshag import clock
 from meshag.embedded.mesh import Mesh
 from meshag.subjects import STAGES, Stage
 from meshag.testing import TestCaller
-from meshes import ask, call, create, start_mesh
+from meshes import ask, call, create, longest_gap_s, slow, start_mesh
 from standins import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
@@ -34,28 +33,10 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     mesh.stop()
 
 
-def slow() -> dict[str, Any]:
-    """Providers with some time between their items, so that there is something to cut in two."""
-    config = instant.config()
-    for stage in ("llm", "tts"):
-        config["connectors"][stage] = {"primary": "instant", "config": {"instant": {"delay_ms": 20}}}  # type: ignore[index]
-    return config
-
-
 async def workers(mesh: Mesh, stage: Stage) -> list[dict[str, Any]]:
     status, body = await asyncio.to_thread(call, mesh, "GET", "/workers")
     assert status == 200
     return [one for one in body["workers"] if one["stage"] == stage]
-
-
-def longest_gap_s(caller: TestCaller) -> float:
-    """Between two pieces of audio of the same turn."""
-    longest, passed = 0.0, 0
-    for (at, size), (then, _) in itertools.pairwise(caller.audio_at):
-        passed += size
-        if passed % len(AUDIO):
-            longest = max(longest, then - at)
-    return longest
 
 
 async def heard_once(caller: TestCaller, turns: int) -> None:
@@ -98,7 +79,7 @@ async def test_a_worker_that_is_not_there_cannot_be_drained(mesh: Mesh) -> None:
 
 @pytest.mark.parametrize("stage", ["stt", "llm", "tts", "transport"])
 async def test_a_drained_worker_s_call_goes_on_without_a_gap(mesh: Mesh, stage: Stage) -> None:
-    created = create(mesh, slow())
+    created = create(mesh, slow(llm=20, tts=20))
     async with TestCaller(created["room_url"], created["token"], comes_back=True) as caller:
         ready = await caller.wait_for("ready")
         await ask(caller, 1)
@@ -116,8 +97,8 @@ async def test_a_drained_worker_s_call_goes_on_without_a_gap(mesh: Mesh, stage: 
             await caller.wait_for("owner_changed", stage=stage, timeout_s=20)
         await ask(caller, 2)
         await heard_once(caller, 2)
-        print(f"{stage}: longest gap {longest_gap_s(caller) * 1000:.0f} ms")
-        assert longest_gap_s(caller) < GAP_S
+        print(f"{stage}: longest gap {longest_gap_s(caller, len(AUDIO)) * 1000:.0f} ms")
+        assert longest_gap_s(caller, len(AUDIO)) < GAP_S
 
 
 def mend(mesh: Mesh) -> None:
@@ -134,7 +115,7 @@ def mend(mesh: Mesh) -> None:
 async def test_every_stage_is_restarted_under_live_calls(mesh: Mesh) -> None:
     await asyncio.to_thread(mend, mesh)
     before = {stage: {one["worker"] for one in await workers(mesh, stage)} for stage in STAGES}
-    made = [create(mesh, slow()) for _ in range(3)]
+    made = [create(mesh, slow(llm=20, tts=20)) for _ in range(3)]
     callers = [TestCaller(one["room_url"], one["token"], comes_back=True) for one in made]
     over = asyncio.Event()
 
@@ -146,7 +127,7 @@ async def test_every_stage_is_restarted_under_live_calls(mesh: Mesh) -> None:
                 await ask(caller, turn)
                 await caller.wait_for("speech_ended", turn=turn, timeout_s=30)
             await heard_once(caller, turn)
-            assert longest_gap_s(caller) < GAP_S
+            assert longest_gap_s(caller, len(AUDIO)) < GAP_S
         return turn
 
     talking = [asyncio.create_task(talk(caller)) for caller in callers]

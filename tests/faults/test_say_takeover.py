@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from bench import instant
-from meshag.embedded.mesh import Mesh, Service
-from meshag.subjects import Stage
+from meshag.embedded.mesh import Mesh
 from meshag.testing import TestCaller
-from meshes import ask, call, create, join, start_mesh
+from meshes import ask, call, create, join, owner, start_mesh
 from standins import eventually
 
 pytestmark = pytest.mark.faults
@@ -29,15 +28,6 @@ def own_mesh(tmp_path: Path) -> Iterator[Mesh]:
     mesh = start_mesh(tmp_path, workers={"stt": 1, "llm": 3, "tts": 2})
     yield mesh
     mesh.stop()
-
-
-async def owner(mesh: Mesh, caller: TestCaller, stage: Stage) -> Service:
-    """The service that owns a stage of the call now."""
-    worker = (await caller.wait_for("ready"))["owners"][stage]
-    for event in caller.of("owner_changed"):
-        if event["stage"] == stage:
-            worker = event["worker"]
-    return next(service for service in mesh.services if mesh._ready_body(service).get("worker") == worker)
 
 
 async def told(mesh: Mesh, method: str, where: str, body: Any = None) -> Any:

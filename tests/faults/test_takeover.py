@@ -1,7 +1,6 @@
 """Kill anything, keep talking: whoever dies, freezes or leaves, the caller hears the whole answer once."""
 
 import asyncio
-import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -13,13 +12,13 @@ from bench import instant
 from meshag import clock, subjects
 from meshag.bus.connection import Bus
 from meshag.bus.journal import BATCH, Journal
-from meshag.embedded.mesh import Mesh, Service
+from meshag.embedded.mesh import Mesh
 from meshag.errors import WireError
 from meshag.frames import AnyFrame, decode
 from meshag.ids import SessionId
 from meshag.subjects import Stage
 from meshag.testing import TestCaller
-from meshes import ask, call, create, join, logs, start_mesh
+from meshes import ask, call, create, join, longest_gap_s, mend, owner, slow, start_mesh
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
@@ -46,36 +45,6 @@ def mesh(whole_mesh: Mesh) -> Iterator[Mesh]:
         service.child.thaw()
 
 
-def mend(mesh: Mesh) -> None:
-    deadline = clock.monotonic_s() + 60
-    while True:
-        mesh.tend()
-        if all(service.child.poll() is None and mesh.is_ready(service) for service in mesh.services):
-            return
-        assert clock.monotonic_s() < deadline, logs(mesh)
-        clock.sleep_s(0.1)
-
-
-def slow(**stages: int) -> dict[str, Any]:
-    """A session whose providers take so many milliseconds for each item."""
-    config = instant.config()
-    for stage, delay_ms in stages.items():
-        config["connectors"][stage] = {
-            "primary": "instant",
-            "config": {"instant": {"delay_ms": delay_ms}},
-        }  # type: ignore[index]
-    return config
-
-
-async def owner(mesh: Mesh, caller: TestCaller, stage: Stage) -> Service:
-    """The service that owns a stage of the call now."""
-    worker = (await caller.wait_for("ready"))["owners"][stage]
-    for event in caller.of("owner_changed"):
-        if event["stage"] == stage:
-            worker = event["worker"]
-    return next(service for service in mesh.services if mesh._ready_body(service).get("worker") == worker)
-
-
 async def heard_whole(
     mesh: Mesh,
     created: dict[str, Any],
@@ -96,7 +65,7 @@ async def heard_whole(
     assert caller.of("error") == []
     ends = [event["t_ms"] for event in caller.of("speech_ended")]
     assert len(ends) == turns
-    assert longest_gap_s(caller) < gap_s
+    assert longest_gap_s(caller, len(AUDIO)) < gap_s
     assert await history(mesh, created, turns) == [(question, REPLY) for question in questions]
 
 
@@ -117,16 +86,6 @@ async def spoken(caller: TestCaller, turn: int) -> None:
         if len(caller.audio) % 144_000 == 0:
             break
         await asyncio.sleep(0.01)
-
-
-def longest_gap_s(caller: TestCaller) -> float:
-    """Between two pieces of audio of the same turn: each turn has 3 s."""
-    longest, passed = 0.0, 0
-    for (at, size), (then, _) in itertools.pairwise(caller.audio_at):
-        passed += size
-        if passed % 144_000:
-            longest = max(longest, then - at)
-    return longest
 
 
 async def took_over(caller: TestCaller, stage: Stage) -> None:
@@ -337,7 +296,7 @@ async def test_a_live_call_does_not_notice_that_valkey_is_gone(mesh: Mesh):
             await ask(caller, 1)
             await spoken(caller, 1)
             assert caller.audio == AUDIO
-            assert longest_gap_s(caller) < GAP_S
+            assert longest_gap_s(caller, len(AUDIO)) < GAP_S
             await asyncio.sleep(max(0, 3 - (clock.monotonic_s() - began)))
         finally:
             mesh.servers.restart_valkey()

@@ -16,7 +16,7 @@ from meshag.embedded.mesh import Mesh, Service
 from meshag.frames import Interrupt, encode
 from meshag.ids import SessionId
 from meshag.testing import TestCaller
-from meshes import ask, create, join, start_mesh
+from meshes import ask, create, join, mend, slow, start_mesh
 from standins import eventually
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
@@ -40,24 +40,6 @@ def mesh(whole_mesh: Mesh) -> Iterator[Mesh]:
     yield whole_mesh
     for service in whole_mesh.services:
         service.child.thaw()
-
-
-def mend(mesh: Mesh) -> None:
-    deadline_s = clock.monotonic_s() + 60
-    while True:
-        mesh.tend()
-        if all(service.child.poll() is None and mesh.is_ready(service) for service in mesh.services):
-            return
-        assert clock.monotonic_s() < deadline_s
-        clock.sleep_s(0.1)
-
-
-def slow(**stages: int) -> dict[str, Any]:
-    """A session whose providers take so many milliseconds for each item."""
-    config = instant.config()
-    for stage, delay_ms in stages.items():
-        config["connectors"][stage] = {"primary": "instant", "config": {"instant": {"delay_ms": delay_ms}}}  # type: ignore[index]
-    return config
 
 
 def here(mesh: Mesh, caller: TestCaller) -> Service:

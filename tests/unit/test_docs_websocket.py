@@ -11,6 +11,7 @@ import pytest
 from meshag.api.serve import routes
 from meshag.api.service import service
 from meshag.audio import RATES_HZ
+from meshag.connectors import messages
 from meshag.connectors.transports import websocket
 from meshag.settings import Settings
 
@@ -99,7 +100,8 @@ def test_the_example_uses_messages_that_exist() -> None:
 
 
 def test_every_error_code_is_explained() -> None:
-    codes = set(re.findall(r'_refuse\(\s*"(\w+)"', SOURCES[0].read_text("utf-8")))
+    refusing = SOURCES[0].read_text("utf-8") + Path(messages.__file__).read_text("utf-8")
+    codes = set(re.findall(r'refuse\(\s*\w+,\s*"(\w+)"', refusing))
     codes |= set(re.findall(r'code="(\w+)"', SOURCES[1].read_text("utf-8")))
     codes |= set(re.findall(r'code = "(all_\w+)"', (ROOT / "src/meshag/connectors/failover.py").read_text("utf-8")))
     assert {"audio_odd_length", "text_not_taken", "all_providers_failed"} <= codes
@@ -109,7 +111,7 @@ def test_every_error_code_is_explained() -> None:
 def test_the_limits_are_the_code_s() -> None:
     limits = section("Limits")
     assert f"shorter than {websocket.MESSAGE_BYTES:,} bytes" in limits
-    assert f"| {websocket.TEXT_CHARS:,} characters |" in limits
+    assert f"| {messages.TEXT_CHARS:,} characters |" in limits
     assert f"| {websocket.BURST_S:.0f} s ahead |" in limits
     burst = websocket.MESSAGES_PER_S * websocket.MESSAGE_BURST_S
     assert f"| {burst:.0f} at once, then {websocket.MESSAGES_PER_S} a second |" in limits

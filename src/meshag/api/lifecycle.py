@@ -1,9 +1,8 @@
 """A session's beginning and end, the same whoever asks for it."""
 
 import asyncio
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -13,7 +12,7 @@ from meshag import subjects
 from meshag.api.access import quota_of
 from meshag.api.service import WORKER, announce
 from meshag.api.stream import sign
-from meshag.connectors.contracts import Booking, Invitation, TransportConnector
+from meshag.connectors.contracts import Invitation, TransportConnector
 from meshag.connectors.states import provider_state, session_problems
 from meshag.errors import BusError, MeshError, SessionError
 from meshag.frames import SessionEnded
@@ -22,7 +21,7 @@ from meshag.sessions.config import SessionRequest, effective
 from meshag.sessions.expiry import Remains
 from meshag.sessions.problems import ConfigProblems
 from meshag.sessions.store import SessionRecord
-from meshag.stages.attending import Attendance
+from meshag.stages.attending import Attendance, booking_of, connector_of
 from meshag.stages.transport import ensure_owners
 from meshag.stages.worker import Worker
 from meshag.subjects import STAGES
@@ -92,18 +91,10 @@ async def begin(request: web.Request, asked: SessionRequest, wish: Wish) -> Begu
         await ensure_owners(worker, record)
         connector = transport_of(worker, asked)
         invitation = await connector.invite(
-            Booking(
-                session=session,
+            replace(
+                booking_of(record, connector),
                 base_url=base_url(request),
                 token=sign(request, session),
-                options=connector.options.model_validate(
-                    asked.config.connectors.transport.config.get(connector.name, {})
-                ),
-                name=asked.session_name,
-                max_participants=asked.max_participants,
-                recording=asked.enable_recording,
-                transcription=asked.enable_transcription,
-                ttl_s=ttl_s,
                 room=wish.room,
                 participant=wish.participant,
                 fleet=await worker.store.places.mark(),
@@ -150,8 +141,7 @@ async def bury(worker: Worker, session: SessionId, remains: Remains) -> None:
 
 def base_url(request: web.Request) -> str:
     """The transport service as callers see it, `ws://` or `wss://`."""
-    public = request.app[WORKER].settings.public_url.rstrip("/")
-    return re.sub("^http", "ws", public) or f"ws://{request.host}"
+    return request.app[WORKER].settings.public_socket_url or f"ws://{request.host}"
 
 
 def _later(work: "asyncio._CoroutineLike[None]") -> None:
@@ -180,10 +170,8 @@ async def _settle(
 
 async def _dismiss(worker: Worker, session: SessionId, room: Mapping[str, Any]) -> None:
     try:
-        connector = worker.registry.get("transport", str(room.get("transport")))
-        assert isinstance(connector, TransportConnector)
         async with asyncio.timeout(DISMISS_S):
-            await connector.dismiss(session, room)
+            await connector_of(worker, room).dismiss(session, room)
     except (MeshError, TimeoutError) as error:  # the sweep of orphaned rooms finds it
         log.warning("room_not_taken_down", session=session, error=str(error))
 

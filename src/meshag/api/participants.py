@@ -25,7 +25,7 @@ from meshag.api import access
 from meshag.api.problems import problem
 from meshag.api.service import WORKER, session_id
 from meshag.connectors.contracts import Dial, Link, Participant, Rooms
-from meshag.errors import ConfigError
+from meshag.errors import ConfigError, MeshError
 from meshag.sessions.requests import DialOutRequest, parse
 from meshag.sessions.store import SessionRecord
 from meshag.sessions.strict_json import read_json
@@ -60,13 +60,17 @@ async def _room(request: web.Request) -> tuple[SessionRecord, Rooms | None]:
     """The session, and what its transport offers. Raises SessionError."""
     worker = request.app[WORKER]
     record = await worker.store.load(session_id(request))
-    connector = connector_of(worker, record) if record.room else None
+    connector = connector_of(worker, record.room) if record.room else None
     return record, connector if isinstance(connector, Rooms) else None
 
 
-def _not_offered() -> web.Response:
-    title = "this session's transport does not offer that: its callers meet in no room"
-    return problem(409, "not_offered_by_transport", title)
+async def _in_room(request: web.Request) -> tuple[SessionRecord, Rooms]:
+    """The same, of a session that meets in a room. Raises MeshError of one that does not."""
+    record, rooms = await _room(request)
+    if rooms is None:
+        title = "this session's transport does not offer that: its callers meet in no room"
+        raise MeshError(title, code="not_offered_by_transport")
+    return record, rooms
 
 
 @access.read
@@ -95,18 +99,14 @@ async def eject(request: web.Request) -> web.Response:
         raise ConfigError(
             f"ids is not a list of 1 to {EJECTED_MOST} participants' ids", path="ids", fix="see GET …/participants"
         )
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     return web.json_response({"session_id": record.id, "ejected": await rooms.eject(record.room, ids)})
 
 
 @access.read
 async def recordings(request: web.Request) -> web.Response:
     """The room's recordings, the newest first."""
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     found = [asdict(one) for one in await rooms.recordings(record.room)]
     return web.json_response({"session_id": record.id, "recordings": found})
 
@@ -114,17 +114,13 @@ async def recordings(request: web.Request) -> web.Response:
 @access.read
 async def transcripts(request: web.Request) -> web.Response:
     """The transcripts that the room's provider keeps, the newest first."""
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     found = [asdict(one) for one in await rooms.transcripts(record.room)]
     return web.json_response({"session_id": record.id, "transcripts": found})
 
 
 async def _asked(request: web.Request, ask: Callable[[Rooms, dict[str, Any]], Awaitable[None]]) -> web.Response:
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     await ask(rooms, record.room)
     return web.json_response({"session_id": record.id, "status": "asked"}, status=202)
 
@@ -156,9 +152,7 @@ async def stop_transcription(request: web.Request) -> web.Response:
 async def _link(
     request: web.Request, what: str, find: Callable[[Rooms, dict[str, Any], str], Awaitable[Link | None]]
 ) -> web.Response:
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     wanted = request.match_info[what]
     link = await find(rooms, record.room, wanted) if _ID.fullmatch(wanted) else None
     if link is None:
@@ -182,9 +176,7 @@ async def transcript_link(request: web.Request) -> web.Response:
 async def dial_out(request: web.Request) -> web.Response:
     """Call somebody into the room, by telephone or SIP. Answers with the call's id, by which it is hung up."""
     asked = parse(DialOutRequest, await request.read())
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     dial = Dial(asked.phone_number or "", asked.sip_uri or "", asked.display_name, asked.caller_id)
     return web.json_response({"call_id": await rooms.dial_out(record.room, dial)}, status=201)
 
@@ -192,9 +184,7 @@ async def dial_out(request: web.Request) -> web.Response:
 @access.write
 async def hang_up(request: web.Request) -> web.Response:
     """Hang up on somebody who was called."""
-    record, rooms = await _room(request)
-    if rooms is None:
-        return _not_offered()
+    record, rooms = await _in_room(request)
     call = request.match_info["call_id"]
     if not _ID.fullmatch(call) or not await rooms.hang_up(record.room, call):
         return problem(404, "call_not_found", "this session has no such call")

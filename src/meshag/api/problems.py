@@ -15,7 +15,12 @@ log = structlog.get_logger("meshag.api")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_STATUS_BY_CODE = {"body_too_large": 413, "body_not_json": 400}
+_STATUS_BY_CODE = {
+    "body_too_large": 413,
+    "body_not_json": 400,
+    "webhook_invalid": 400,
+    "not_offered_by_transport": 409,
+}
 
 _ASKED_FOR = frozenset({ConfigError.code, "provider_unknown"})
 """A worker's answer to a claim tells an error by its code alone: with these, what was asked for cannot be."""
@@ -57,8 +62,8 @@ def problem_of(error: MeshError) -> web.Response:
         return problem(422, error.code, str(error))
     if error.code == "session_changed":
         return problem(409, error.code, str(error), headers={"Retry-After": "1"})
-    if error.code == "webhook_invalid":
-        return problem(400, error.code, str(error))
+    if error.code in _STATUS_BY_CODE:
+        return problem(_STATUS_BY_CODE[error.code], error.code, str(error))
     if error.code == MeshError.code:
         return problem(500, error.code, str(error))
     return problem(503, error.code, str(error), headers={"Retry-After": "1" if error.retryable else "60"})

@@ -1,7 +1,6 @@
 """One service: a worker and its HTTP face, until a signal ends it."""
 
 import asyncio
-import re
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -130,11 +129,10 @@ async def serve(stage: Stage, settings: Settings, port: int) -> None:
 
 def address_of(settings: Settings, port: int) -> str:
     """Where callers reach a transport service, as the others tell them; empty where nobody can know."""
-    public = settings.public_url.rstrip("/")
-    if not public and settings.host in ("0.0.0.0", "::"):
+    if not settings.public_socket_url and settings.host in ("0.0.0.0", "::"):
         return ""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return re.sub("^http", "ws", public) or f"ws://{host}:{port}"
+    return settings.public_socket_url or f"ws://{host}:{port}"
 
 
 async def shared_work(worker: Worker, endpoint: Endpoint | None) -> list[asyncio.Task[None]]:

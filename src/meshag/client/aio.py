@@ -9,35 +9,20 @@ import aiohttp
 from meshag.api import schemas
 from meshag.client import calls
 from meshag.client.answers import ApiError, read, silent
-from meshag.client.calls import TIMEOUT_S, Attempts, Call, Json, Server
+from meshag.client.calls import BaseClient, Call, Json
 from meshag.client.feed import Event, watch
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """The API of a mesh: `async with AsyncClient() as mesh`. Every method raises ApiError, and may be cancelled.
 
     What the service had no room for (429, 503), and what got lost on the way and may be asked twice, is asked again
     inside `timeout_s`.
     """
 
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retry: bool = True
-    ) -> None:
-        """`url`: the transport service; None: MESHAG_URL, else http://localhost:8084. `api_key`; None: MESHAG_API_KEY.
-
-        `retry`: whether anything is asked again. Raises ConfigError for an address or a key that is none.
-        """
-        self._server = Server(url, api_key)
-        self._timeout_s = timeout_s
-        self._retry = retry
-        self._http: aiohttp.ClientSession | None = None
-
-    @property
-    def url(self) -> str:
-        """The transport service."""
-        return self._server.url
+    _http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -169,7 +154,7 @@ class AsyncClient:
         return await self._do(Call(method, path, kind, body, repeatable=method != "POST"))
 
     async def _do(self, call: Call[T]) -> T:
-        attempts = Attempts(self._timeout_s, retry=self._retry)
+        attempts = self._attempts()
         while True:
             try:
                 return read(call.kind, *await self._send(call, attempts.left_s), self.url)

@@ -5,41 +5,29 @@ import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from meshag import clock
 from meshag.api import schemas
 from meshag.client import calls
 from meshag.client.answers import ApiError, read, silent, stranger
-from meshag.client.calls import TIMEOUT_S, Attempts, Call, Json, Server
+from meshag.client.calls import BaseClient, Call, Json
 
 T = TypeVar("T")
 
 
-class Client:
+class Client(BaseClient):
     """The API of a mesh. Every method raises ApiError, and blocks: in an event loop use AsyncClient.
 
     What the service had no room for (429, 503), and what got lost on the way and may be asked twice, is asked again
     inside `timeout_s`.
     """
 
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retry: bool = True
-    ) -> None:
-        """`url`: the transport service; None: MESHAG_URL, else http://localhost:8084. `api_key`; None: MESHAG_API_KEY.
-
-        `retry`: whether anything is asked again. Raises ConfigError for an address or a key that is none.
-        """
-        self._server = Server(url, api_key)
-        self._timeout_s = timeout_s
-        self._retry = retry
+    @cached_property
+    def _opener(self) -> urllib.request.OpenerDirector:
         direct = [urllib.request.ProxyHandler({})] if self._server.local else []
-        self._opener = urllib.request.build_opener(*direct)
-
-    @property
-    def url(self) -> str:
-        """The transport service."""
-        return self._server.url
+        return urllib.request.build_opener(*direct)
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
@@ -145,7 +133,7 @@ class Client:
 
     def _do(self, call: Call[T]) -> T:
         _refuse_in_loop()
-        attempts = Attempts(self._timeout_s, retry=self._retry)
+        attempts = self._attempts()
         while True:
             try:
                 return read(call.kind, *self._send(call, attempts.left_s), self.url)

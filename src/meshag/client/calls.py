@@ -100,6 +100,29 @@ class Attempts:
         return pause_s
 
 
+class BaseClient:
+    """What both clients are made with."""
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S, retry: bool = True
+    ) -> None:
+        """`url`: the transport service; None: MESHAG_URL, else http://localhost:8084. `api_key`; None: MESHAG_API_KEY.
+
+        `retry`: whether anything is asked again. Raises ConfigError for an address or a key that is none.
+        """
+        self._server = Server(url, api_key)
+        self._timeout_s = timeout_s
+        self._retry = retry
+
+    @property
+    def url(self) -> str:
+        """The transport service."""
+        return self._server.url
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self._timeout_s, retry=self._retry)
+
+
 # -- the calls --------------------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,8 @@ from meshag import clock
 from meshag.audio import FRAME_BYTES
 from meshag.connectors.contracts import Conversation, Guest
 from meshag.connectors.daily_line import JOIN_S, DailyLine
-from meshag.errors import MeshError, ProviderUnavailable
+from meshag.connectors.messages import Message, type_in
+from meshag.errors import ProviderUnavailable
 
 log = structlog.get_logger("meshag.daily")
 
@@ -40,20 +41,8 @@ LATE_FRAMES = 3
 MESSAGE_BYTES = 4_096
 """Daily carries no larger app message."""
 
-TEXT_CHARS = 4_000
-"""The longest typed input."""
-
 MESSAGES_BOUND = 50
 """Messages from the room kept for a session that does not take them; what comes beyond is dropped."""
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-class _Said(msgspec.Struct):
-    """A message from the room."""
-
-    type: str
-    text: str = ""
 
 
 class DailyGuest(Guest):
@@ -67,7 +56,7 @@ class DailyGuest(Guest):
         self._others: dict[str, Mapping[str, Any]] = {}
         self._mixer = Mixer()
         self._heard: deque[bytes] = deque(maxlen=HEARD_BOUND)
-        self._told: deque[_Said] = deque()
+        self._told: deque[Message] = deque()
         self._came: deque[tuple[str, Mapping[str, Any], str]] = deque()
         self._stirred = asyncio.Event()
         self._speaking: deque[bytes] = deque()
@@ -160,7 +149,7 @@ class DailyGuest(Guest):
     def told(self, message: Any, sender: str) -> None:
         """An app message: the session's are taken, others are none of ours."""
         try:
-            said = msgspec.convert(message, _Said)
+            said = msgspec.convert(message, Message)
         except (msgspec.ValidationError, RecursionError):
             return
         if len(self._told) < MESSAGES_BOUND:
@@ -192,23 +181,13 @@ class DailyGuest(Guest):
             if not self._closing:
                 await self._stirred.wait()
 
-    async def _on_told(self, said: _Said, conversation: Conversation) -> None:
+    async def _on_told(self, said: Message, conversation: Conversation) -> None:
         if said.type == "interrupt":
             conversation.interrupt()
         elif said.type == "ping":
             self.send_event({"type": "pong", "t_ms": clock.wall_ns() // clock.MS})
         elif said.type == "text":
-            text = said.text.strip()
-            if not text or len(text) > TEXT_CHARS or _UNSTORABLE.search(text):
-                self._refuse("text_invalid", f"text must have 1 to {TEXT_CHARS} characters, none of them NUL")
-                return
-            try:
-                await conversation.read(text)
-            except MeshError as error:
-                self._refuse(error.code, f"{error}. {getattr(error, 'fix', '')}".strip())
-
-    def _refuse(self, code: str, message: str) -> None:
-        self.send_event({"type": "error", "t_ms": clock.wall_ns() // clock.MS, "code": code, "message": message})
+            await type_in(self, said.text, conversation)
 
 
 class Mixer:

@@ -17,7 +17,8 @@ MAX_DEPTH = 16
 
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 _DIGITS = 18
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+"""What neither Valkey nor JSON can hold in a text."""
 
 
 class _Refused(ValueError):  # noqa: N818 - reads as what happened
@@ -58,7 +59,7 @@ def read_json(body: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int =
 
 def check_texts(value: object) -> None:
     """Raises ConfigProblems when a text or key in `value` holds NUL or half a surrogate pair: neither can be stored."""
-    bad = [path for path, text in walk(value) if isinstance(text, str) and _UNSTORABLE.search(text)]
+    bad = [path for path, text in walk(value) if isinstance(text, str) and UNSTORABLE.search(text)]
     fix = "remove it: every character must be one of Unicode, and none NUL"
     if bad:
         raise ConfigProblems(

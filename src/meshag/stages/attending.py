@@ -8,6 +8,7 @@ look        sessions whose agent is gone (its worker died, or gave it up): the w
 
 import asyncio
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -43,15 +44,15 @@ SLACK = 0.25
 """By this part of the session's time to live the room's expiry may lag behind."""
 
 
-def connector_of(worker: Worker, record: SessionRecord) -> TransportConnector:
+def connector_of(worker: Worker, room: Mapping[str, Any]) -> TransportConnector:
     """The connector that made a session's room. Raises ConfigError when it is not installed here."""
-    connector = worker.registry.get("transport", str(record.room["transport"]))
+    connector = worker.registry.get("transport", str(room.get("transport")))
     assert isinstance(connector, TransportConnector)
     return connector
 
 
 def booking_of(record: SessionRecord, connector: TransportConnector) -> Booking:
-    """What a session booked, as far as it matters once the room is there."""
+    """What a session books, as far as its stored request says it: all that matters once the room is there."""
     asked = record.request
     chosen = asked.config.connectors.transport.config.get(connector.name, {})
     return Booking(
@@ -131,7 +132,7 @@ class Attendance:
 
     async def _visit(self, record: SessionRecord) -> str:
         """Be in the room once, from coming to going. Tells why the call ended. Raises ConnectorError."""
-        connector = connector_of(self.worker, record)
+        connector = connector_of(self.worker, record.room)
         guest = await connector.attend(booking_of(record, connector), record.room)
         call = None
         company: list[asyncio.Task[None]] = []

@@ -239,9 +239,10 @@ class LlmSession(Owned):
 
     def _take_draft(self, text: str) -> Draft | None:
         """The draft, if the caller has indeed said this and nothing has changed since."""
-        draft, asked = self._draft, self.able(LlmConnector)  # type: ignore[type-abstract]
+        draft = self._draft
         if draft is None:
             return None
+        asked = self.able(LlmConnector)  # type: ignore[type-abstract]
         if not draft.suits(text, self.record.version, asked[0] if asked else None):
             self._drop_draft()
             return None

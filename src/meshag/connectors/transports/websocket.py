@@ -1,7 +1,6 @@
 """Callers over a WebSocket: PCM16 both ways as binary messages, everything else as JSON text. See docs/websocket.md."""
 
 import asyncio
-import re
 import select
 import socket as sockets
 from collections import deque
@@ -14,15 +13,13 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 from meshag import clock
 from meshag.audio import RATE_HZ, Resampler
 from meshag.connectors.contracts import Booking, Caller, Conversation, Invitation, Options, TransportConnector
+from meshag.connectors.messages import Message, refuse, type_in
 from meshag.errors import MeshError
 
 log = structlog.get_logger("meshag.websocket")
 
 MESSAGE_BYTES = 64 * 1024
 """A message from a caller is shorter than this: four seconds of audio at 8 kHz, 0.7 at 48 kHz."""
-
-TEXT_CHARS = 4_000
-"""The longest typed input."""
 
 AUDIO_BOUND_MS = 1_000
 """Audio kept for a caller who does not read; beyond that the oldest is dropped."""
@@ -57,8 +54,6 @@ SHORTEST_S = 0.001
 HEARTBEAT_S = 10.0
 """A caller who has sent nothing for this long is pinged, and is gone when half as long brings no answer."""
 
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
 
 class WebSocketOptions(Options):
     """A WebSocket needs no options."""
@@ -72,13 +67,6 @@ class WebSocketTransport(TransportConnector):
 
     async def invite(self, booking: Booking) -> Invitation:
         return Invitation(f"{booking.base_url}/sessions/{booking.session}/stream", booking.token)
-
-
-class _Said(msgspec.Struct):
-    """A JSON message of the caller's."""
-
-    type: str
-    text: str = ""
 
 
 class _Pace:
@@ -162,7 +150,7 @@ class WebSocketCaller(Caller):
 
     async def refuse(self, error: MeshError) -> None:
         """Say why the session cannot be joined or go on, and close."""
-        self._refuse(error.code, str(error))
+        refuse(self, error.code, str(error))
         code = WSCloseCode.TRY_AGAIN_LATER if error.retryable else WSCloseCode.POLICY_VIOLATION
         await self.close(WSCloseCode.INTERNAL_ERROR if error.code == MeshError.code else code, error.code)
 
@@ -251,7 +239,7 @@ class WebSocketCaller(Caller):
     async def _on_audio(self, pcm: bytes, conversation: Conversation) -> float:
         """How long to read nothing: the caller is too far ahead."""
         if len(pcm) % 2:
-            self._refuse("audio_odd_length", f"{len(pcm)} bytes are no whole number of 16-bit samples: message dropped")
+            refuse(self, "audio_odd_length", f"{len(pcm)} bytes are no whole number of 16-bit samples: message dropped")
             return self._message_pace.wait_s(1 / MESSAGES_PER_S)
         await conversation.hear(self._resampler.push(pcm))
         return self._audio_pace.wait_s(max(len(pcm) / 2 / self._in_hz, SHORTEST_S))
@@ -259,13 +247,13 @@ class WebSocketCaller(Caller):
     async def _on_text(self, message: WSMessage, conversation: Conversation) -> bool:
         """False when the caller says goodbye."""
         try:
-            said = msgspec.json.decode(message.data, type=_Said)
+            said = msgspec.json.decode(message.data, type=Message)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            self._refuse("message_invalid", 'a JSON object with a "type" is needed, for example {"type": "ping"}')
+            refuse(self, "message_invalid", 'a JSON object with a "type" is needed, for example {"type": "ping"}')
             return True
         kind = said.type
         if kind == "text":
-            await self._on_typed(said.text, conversation)
+            await type_in(self, said.text, conversation)
         elif kind == "interrupt":
             conversation.interrupt()
         elif kind == "ping":
@@ -273,21 +261,8 @@ class WebSocketCaller(Caller):
         elif kind == "bye":
             return False
         else:
-            self._refuse("message_unknown", "type is one of text, interrupt, ping, bye")
+            refuse(self, "message_unknown", "type is one of text, interrupt, ping, bye")
         return True
-
-    async def _on_typed(self, text: str, conversation: Conversation) -> None:
-        text = text.strip()
-        if not text or len(text) > TEXT_CHARS or _UNSTORABLE.search(text):
-            self._refuse("text_invalid", f"text must have 1 to {TEXT_CHARS} characters, none of them NUL")
-            return
-        try:
-            await conversation.read(text)
-        except MeshError as error:
-            self._refuse(error.code, f"{error}. {getattr(error, 'fix', '')}".strip())
-
-    def _refuse(self, code: str, message: str) -> None:
-        self.send_event({"type": "error", "t_ms": clock.wall_ns() // clock.MS, "code": code, "message": message})
 
 
 async def accept(request: web.Request, in_hz: int, out_hz: int) -> WebSocketCaller:
