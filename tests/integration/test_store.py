@@ -126,6 +126,16 @@ async def test_of_many_who_claim_at_once_one_owns_it(store: SessionStore):
         assert {lease.epoch for lease in leases} == {known + 1}
 
 
+async def test_a_session_that_was_ended_is_not_claimed_and_keeps_no_lease(store: SessionStore):
+    session = new_session_id()
+    await store.create(session, SessionRequest(), 100)
+    await store.claim(session, "stt", ONE, 0, 100)
+    await store.delete(session)
+    with pytest.raises(SessionError):
+        await store.claim(session, "stt", ONE, 1, 100)
+    assert await store.lease(session, "stt") is None
+
+
 async def test_after_a_flush_epochs_go_on_growing(fresh_servers: EmbeddedServers):
     store = await SessionStore.connect(fresh_servers.valkey_url)
     session = new_session_id()

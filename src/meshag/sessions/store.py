@@ -39,6 +39,7 @@ _FAILURES = (exceptions.ValkeyError, OSError, TimeoutError)
 _INDEX = "sessions"
 
 _CLAIM = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return '' end
 local lease = redis.call('GET', KEYS[1])
 local epoch = 0
 local holder = ''
@@ -392,11 +393,13 @@ class SessionStore:
         """Take the lease unless another holds an epoch above `known_epoch`. Returns it as it stands: ours or not.
 
         The new epoch is above both what is stored and what the asker knew, so it grows even when Valkey was flushed.
-        Who asks does not own the session, whatever is stored: it may have lost it.
+        Who asks does not own the session, whatever is stored: it may have lost it. Raises SessionError for one that was
+        ended meanwhile: a lease of it would be left behind.
         """
-        answer = await self._call(
-            self._claim(keys=[_key(session, f"lease:{stage}")], args=[worker, known_epoch, ttl_s])
-        )
+        keys = [_key(session, f"lease:{stage}"), _ended(session)]
+        answer = await self._call(self._claim(keys=keys, args=[worker, known_epoch, ttl_s]))
+        if not answer:
+            raise no_session(session)
         return _lease(str(answer))
 
     async def release(self, session: SessionId, stage: Stage, lease: Lease) -> None:
